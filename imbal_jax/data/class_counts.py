@@ -1,0 +1,84 @@
+"""Training examples per class, validated once."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from imbal_jax.errors import InputError
+
+EmptyClasses = Literal["refuse", "mask"]
+
+
+class ClassCounts(NamedTuple):
+    """Training examples per class.
+
+    Attributes:
+      counts: int64 [num_classes].
+      present: bool [num_classes], the classes with at least one example.
+    """
+
+    counts: np.ndarray
+    present: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, empty ones included."""
+        return len(self.counts)
+
+    @property
+    def total(self) -> int:
+        """The number of examples."""
+        return int(self.counts.sum())
+
+    @property
+    def imbalance(self) -> float:
+        """p = max n_c / min n_c over the classes present (thesis 4.1.1)."""
+        kept = self.counts[self.present]
+        return float(kept.max() / kept.min())
+
+    @property
+    def priors(self) -> np.ndarray:
+        """pi_c = n_c / n, float64 [num_classes]."""
+        return self.counts / self.counts.sum()
+
+
+def class_counts(counts, *, empty_classes: EmptyClasses = "refuse") -> ClassCounts:
+    """Validates training counts.
+
+    Args:
+      counts: examples per class, [num_classes]; a `ClassCounts` passes through unchanged.
+      empty_classes: "refuse" raises on a class without examples; "mask" keeps it with weight 0, no margin and
+        a logit that the training softmax ignores.
+
+    Returns:
+      The validated counts.
+
+    Raises:
+      InputError: counts is not a vector of at least two non-negative whole numbers, all classes are empty, or a
+        class is empty under "refuse".
+    """
+    if isinstance(counts, ClassCounts):
+        return counts
+    if empty_classes not in ("refuse", "mask"):
+        raise InputError(f"empty_classes: expected 'refuse' or 'mask', got {empty_classes!r}")
+    array = np.asarray(counts)
+    if array.ndim != 1 or len(array) < 2:
+        raise InputError(f"class counts: expected a vector of at least two classes, got shape {array.shape}")
+    as_float = array.astype(np.float64)
+    if not np.isfinite(as_float).all() or (as_float != np.floor(as_float)).any() or (as_float < 0).any():
+        raise InputError(f"class counts: expected whole numbers >= 0, got {array.tolist()}")
+    whole = array.astype(np.int64)
+    if whole.sum() == 0:
+        raise InputError(f"class counts: every class is empty, got {whole.tolist()}")
+    empty = np.flatnonzero(whole == 0).tolist()
+    if empty and empty_classes == "refuse":
+        raise InputError(
+            f"class counts: classes {empty} have no training example in {whole.tolist()}; give every class one, or"
+            " mask them with --config.training.empty_classes=mask"
+        )
+    return ClassCounts(whole, whole > 0)
+
+
+def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Examples per class, int64 [num_classes], of valid integer labels."""
+    return np.bincount(np.asarray(labels), minlength=num_classes).astype(np.int64)

@@ -1,0 +1,74 @@
+"""The words shared by all parts: batches, predictions, corrections, objectives, directions.
+
+This module is imported by every other one and imports none of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+Params = PyTree
+
+
+class Batch(NamedTuple):
+    """Examples as a model receives them."""
+
+    inputs: Array  # [batch, ...] standardised
+    labels: Array  # [batch] int32 class indices
+
+
+class Prediction(NamedTuple):
+    """What a model says about a batch."""
+
+    logits: Array  # [batch, num_classes]
+    features: Array | None = None  # [batch, num_features] what enters the classifier
+    aux: PyTree = None  # the model's new non-trainable state (running statistics)
+
+
+class Corrected(NamedTuple):
+    """What a correction makes of a prediction.
+
+    The loss of example n is ``weights[n] * modulation[n] * cross_entropy(logits[n], label[n])`` in nats.
+    The two factors are kept apart because a weighted mean divides by the weights alone.
+    """
+
+    logits: Array  # [batch, num_classes] what the softmax sees
+    weights: Array  # [batch] by class: the data proportion, C1 of the thesis, Eq. 3.9
+    modulation: Array  # [batch] by example: the data fit, C2 of the thesis, Eq. 3.9
+
+
+class Correction(NamedTuple):
+    """A correction of the loss, as a pair of pure functions.
+
+    ``correct(prediction, labels, progress)`` gives a `Corrected`; ``infer(logits, progress)`` gives the logits
+    of the trained model's predictive distribution (the raw logits unless the correction scales them).
+    ``progress`` is the fraction of training done, in [0, 1], and may be traced.
+    """
+
+    correct: Callable[[Prediction, Array, Array | float], Corrected]
+    infer: Callable[[Array, Array | float], Array]
+
+
+class Objective(NamedTuple):
+    """A model followed by a corrected loss."""
+
+    predict: Callable[[Params, Batch, Array], Prediction]  # (params, batch, key)
+    losses: Callable[[Prediction, Batch], Array]  # per-example losses [batch] in nats; their mean is minimised
+
+
+class Proposal(NamedTuple):
+    """What a direction proposes in place of the gradient."""
+
+    direction: Params  # gradient-like, the tree of the trainable parameters
+    aux: PyTree  # losses, prediction and running statistics, always taken at params
+    state: PyTree
+
+
+class Direction(NamedTuple):
+    """A rule that stands where the gradient stands, as a pair of pure functions."""
+
+    init: Callable[[Params], PyTree]
+    propose: Callable[[Objective, Params, Batch, PyTree, Array], Proposal]
