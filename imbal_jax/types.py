@@ -59,11 +59,18 @@ class Objective(NamedTuple):
     losses: Callable[[Prediction, Batch], Array]  # per-example losses [batch] in nats; their mean is minimised
 
 
+class Evidence(NamedTuple):
+    """What a direction saw on the way, always taken at the parameters it was given."""
+
+    losses: Array  # [batch] in nats, as the objective gives them
+    prediction: Prediction  # its aux are the running statistics to keep
+
+
 class Proposal(NamedTuple):
     """What a direction proposes in place of the gradient."""
 
     direction: Params  # gradient-like, the tree of the trainable parameters
-    aux: PyTree  # losses, prediction and running statistics, always taken at params
+    aux: Evidence
     state: PyTree
 
 

@@ -1,0 +1,107 @@
+"""From a source to what a run trains on: validation split, imbalance, standardisation."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from imbal_jax.class_counts import ClassCounts, EmptyClasses, class_counts, count_labels
+from imbal_jax.data.dataset import Dataset, Split, require_valid
+from imbal_jax.data.profiles import Profile
+from imbal_jax.data.splits import draw_per_class, split_off, validation_counts
+from imbal_jax.errors import InputError
+
+
+class ValidationSplit(NamedTuple):
+    """How the validation set is taken from the training examples, before they are imbalanced.
+
+    Attributes:
+      fraction: share of the training examples, in [0, 1); 0 for none. Ignored where the source has a validation set.
+      balanced: the same number in every class.
+      seed: of this split and of the draw of the imbalanced training subset, apart from the seeds of training.
+    """
+
+    fraction: float = 0.1
+    balanced: bool = True
+    seed: int = 0
+
+
+class TrainingData(NamedTuple):
+    """What a run trains on."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split  # imbalanced by the profile
+    validation: Split | None
+    test: Split
+    counts: ClassCounts  # of the training set
+    mean: np.ndarray  # float32 [channels], of the training set's pixels
+    std: np.ndarray  # float32 [channels]
+    fingerprint: str  # of all arrays above
+
+
+def profile_counts(available: np.ndarray, has_validation: bool, validation: ValidationSplit, profile: Profile):
+    """Class counts that the profile asks for and those of the validation split, each int64 [num_classes].
+
+    Args:
+      available: training examples per class of the source.
+      has_validation: whether the source has a validation set of its own.
+      validation: the validation split.
+      profile: the profile.
+
+    Raises:
+      InputError: the split or the profile is impossible on this data.
+    """
+    held_out = np.zeros_like(available)
+    if not has_validation:
+        held_out = validation_counts(available, fraction=validation.fraction, balanced=validation.balanced)
+    return profile(available - held_out), held_out
+
+
+def training_data(
+    dataset: Dataset, validation: ValidationSplit, profile: Profile, empty_classes: EmptyClasses = "refuse"
+) -> TrainingData:
+    """Splits off the validation set, imbalances the rest, and measures the training pixels.
+
+    Raises:
+      InputError: the data set has faults, the split or the profile is impossible, or a class is empty under "refuse".
+    """
+    require_valid(dataset)
+    labels = dataset.train.labels
+    available = count_labels(labels, dataset.num_classes)
+    wanted, held_out = profile_counts(available, dataset.validation is not None, validation, profile)
+    counts = class_counts(wanted, empty_classes=empty_classes)
+    rng = np.random.default_rng(validation.seed)
+    pool, away = split_off(rng, labels, held_out)
+    chosen = pool[draw_per_class(rng, labels[pool], wanted)]
+    held = dataset.validation
+    if held is None and len(away):
+        held = _take(dataset.train, away)
+    train = _take(dataset.train, chosen)
+    mean, std = _pixel_statistics(train.images)
+    fingerprint = _fingerprint([train, held, dataset.test])
+    return TrainingData(dataset.name, dataset.class_names, train, held, dataset.test, counts, mean, std, fingerprint)
+
+
+def _take(split: Split, indices: np.ndarray) -> Split:
+    """The examples of a split at the indices."""
+    return Split(split.images[indices], split.labels[indices].astype(np.int32))
+
+
+def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel in raw units; a constant channel gets a standard deviation of 1."""
+    mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
+    std = images.std(axis=(0, 1, 2), dtype=np.float64)
+    if not np.isfinite(mean).all() or not np.isfinite(std).all():
+        raise InputError("x_train: the pixels' mean or variance overflows; scale the images")
+    return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+
+
+def _fingerprint(splits: list[Split | None]) -> str:
+    """A short hash of everything the run sees."""
+    digest = hashlib.blake2b(digest_size=16)
+    for split in splits:
+        for array in split or ():
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

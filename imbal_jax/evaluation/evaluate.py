@@ -1,0 +1,105 @@
+"""Sums over a split, on the device: what every metric is computed from."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from imbal_jax.evaluation.metrics import group_recalls, metrics_from_confusion
+from imbal_jax.losses import Reduction, corrected_losses, cross_entropy_losses
+from imbal_jax.types import Array, Correction, Params, Prediction, PyTree
+
+
+class Batches(Protocol):
+    """A split cut into batches of one shape, as `imbal_jax.data.padding.PaddedSplit`."""
+
+    images: Array  # [batches, batch, height, width, channels], raw
+    labels: Array  # int32 [batches, batch]
+    counted: Array  # float32 [batches, batch], 0 for padding
+
+
+class Sums(NamedTuple):
+    """Sums over the examples of a split."""
+
+    confusion: Array  # [num_classes, num_classes], rows are the truth
+    corrected: Array  # of the corrected losses, nats
+    weights: Array  # of the class weights
+    cross_entropy: Array  # of the predictive distribution, nats
+
+
+def make_batch_sums(
+    model: nn.Module, correction: Correction, standardise: Callable[[Array], Array], num_classes: int
+) -> Callable[..., Sums]:
+    """The function (params, model_state, progress, images, labels, counted) -> Sums of one batch, in evaluation mode."""
+
+    def batch_sums(params: Params, model_state: PyTree, progress, images: Array, labels: Array, counted: Array) -> Sums:
+        logits, features = model.apply({"params": params, **model_state}, standardise(images), train=False)
+        corrected = correction.correct(Prediction(logits, features), labels, progress)
+        inferred = correction.infer(logits, progress)
+        predicted = jnp.argmax(inferred, axis=-1)
+        confusion = jnp.zeros((num_classes, num_classes)).at[labels, predicted].add(counted)
+        # Whatever the padding evaluates to, it must not reach the sums: 0 * inf would.
+        real = counted > 0
+        return Sums(
+            confusion,
+            jnp.sum(jnp.where(real, corrected_losses(corrected, labels), 0.0)),
+            jnp.sum(jnp.where(real, corrected.weights, 0.0)),
+            jnp.sum(jnp.where(real, cross_entropy_losses(inferred, labels), 0.0)),
+        )
+
+    return batch_sums
+
+
+def make_evaluate(batch_function: Callable[..., Any], *, stacked: bool) -> Callable[..., list[Any]]:
+    """The function (params, model_state, progress, padded split) -> results per batch, left on the device.
+
+    Args:
+      batch_function: (params, model_state, progress, images, labels, counted) -> result of one batch.
+      stacked: whether params and model_state have a leading axis of seeds.
+    """
+    if stacked:
+        batch_function = jax.vmap(batch_function, in_axes=(0, 0, None, None, None, None))
+
+    def at(params, model_state, progress, split: Batches, i):
+        return batch_function(params, model_state, progress, split.images[i], split.labels[i], split.counted[i])
+
+    compiled = jax.jit(at)
+
+    def evaluate(params: Params, model_state: PyTree, progress: float, split: Batches) -> list[Any]:
+        return [compiled(params, model_state, progress, split, i) for i in range(split.labels.shape[0])]
+
+    return evaluate
+
+
+def read_sums(sums: list[Sums]) -> Sums:
+    """Waits for the batches' sums and adds them in float64; leaves [...] or [seeds, ...]."""
+    fetched = jax.device_get(sums)
+    return Sums(*(np.sum(np.stack(column).astype(np.float64), axis=0) for column in zip(*fetched, strict=True)))
+
+
+def metrics_of(
+    sums: Sums, reduction: Reduction, train_counts: np.ndarray, *, head_above: int, tail_below: int
+) -> dict[str, Any]:
+    """The metrics of one split and seed.
+
+    Args:
+      sums: float64, of one seed.
+      reduction: of the corrected loss.
+      train_counts: training examples per class, for the head, mid and tail groups.
+      head_above: a head class has more training examples.
+      tail_below: a tail class has fewer.
+
+    Returns:
+      loss (corrected), cross_entropy, accuracy, balanced_accuracy, macro_f1, per_class_recall, recall_head, recall_mid,
+      recall_tail and whatever else `metrics_from_confusion` gives.
+    """
+    count = sums.confusion.sum()
+    denominator = count if reduction == "mean" else sums.weights
+    # A split may hold no example of any weighted class; its weighted mean is undefined.
+    loss = float(sums.corrected / denominator) if denominator else float("nan")
+    metrics = metrics_from_confusion(np.rint(sums.confusion).astype(np.int64))
+    groups = group_recalls(metrics["per_class_recall"], train_counts, many_above=head_above, few_below=tail_below)
+    return {"loss": loss, "cross_entropy": float(sums.cross_entropy / count), **metrics, **groups}

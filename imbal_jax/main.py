@@ -1,0 +1,157 @@
+"""The one door: python -m imbal_jax.main --config=FILE [--task=TASK] [--workdir=DIR] [--config.KEY=VALUE ...]."""
+
+import argparse
+import logging
+import pathlib
+import sys
+import warnings
+
+from imbal_jax.errors import InputError, NonFiniteLossError
+
+EXIT_INPUT = 2  # bad input
+EXIT_NON_FINITE = 3  # the loss became NaN or infinite
+EXIT_INTERRUPTED = 85  # asked to stop; the same command continues
+
+_HELP = """
+tasks:
+  train      train every seed of the config, test the best parameters, write the run folder (--workdir)
+  evaluate   restore a run's best parameters and evaluate them on the test set (--workdir)
+  predict    write class probabilities for the images of --input to --output (--workdir)
+  describe   print parameters and class counts as JSON; needs neither weights nor, for well-known sets, data
+  check      scan the data set; print class counts per split and every fault as JSON
+  prepare    turn cifar-10-binary.tar.gz or cifar-100-binary.tar.gz (--input) into a data directory (--output)
+
+overrides:
+  --config.profile.alpha=0.1         sets any leaf that --print_config shows
+  --config.correction.name=focal     chooses another builder; the section starts again from that builder's defaults
+
+examples:
+  python -m imbal_jax.main --config=configs/digits.py --workdir=runs/digits --config.seeds=0,1,2
+  python -m imbal_jax.main --config=configs/digits.py:ldam_drw --workdir=runs/digits_ldam_drw
+  python -m imbal_jax.main --task=evaluate --workdir=runs/digits
+  python -m imbal_jax.main --task=predict --workdir=runs/digits --input=images.npz --output=probabilities.npz
+  python -m imbal_jax.main --config=configs/cifar10_vgg11.py --task=describe
+
+A run that is killed continues when the same command is given again.
+exit status: 0 done, 1 faults found by check, 2 bad input, 3 non-finite loss, 85 interrupted and saved
+"""
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Reads the command line into options and config overrides."""
+    from imbal_jax.config import parse_overrides
+
+    parser = argparse.ArgumentParser(
+        prog="python -m imbal_jax.main",
+        description="Learning from class-imbalanced data with curvature.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    tasks = ("train", "evaluate", "predict", "describe", "check", "prepare")
+    parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file; by default that of the run folder")
+    parser.add_argument("--task", choices=tasks, default="train", help="what to do (default: train)")
+    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run folder")
+    parser.add_argument(
+        "--input", type=pathlib.Path, metavar="FILE", help="predict: an .npz with images x; prepare: an archive"
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; prepare: a folder"
+    )
+    parser.add_argument("--seed", type=int, help="predict: which of the run's seeds (default: the first)")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
+    options, rest = parser.parse_known_args(arguments)
+    return options, parse_overrides(rest)
+
+
+def run(arguments: list[str]) -> int:
+    """Does what the arguments ask; returns the exit status.
+
+    Raises:
+      InputError, NonFiniteLossError, Interrupted: see the tasks.
+    """
+    options, overrides = parse(arguments)
+    from imbal_jax import tasks  # jax and everything else: after the arguments have been read
+
+    if options.task == "prepare":
+        tasks.prepare_task(_required(options.input, "input", "prepare"), _required(options.output, "output", "prepare"))
+        return 0
+    config = _config(options, overrides)
+    if options.print_config:
+        print(config.to_json(indent=2))
+        return 0
+    if options.task == "describe":
+        tasks.describe_task(config)
+        return 0
+    if options.task == "check":
+        return tasks.check_task(config)
+    workdir = _required(options.workdir, "workdir", options.task)
+    if options.task == "train":
+        tasks.train_task(config, workdir)
+    elif options.task == "evaluate":
+        tasks.evaluate_task(config, workdir)
+    else:
+        output = options.output or workdir / "predictions.npz"
+        tasks.predict_task(config, workdir, _required(options.input, "input", "predict"), output, options.seed)
+    return 0
+
+
+def _config(options: argparse.Namespace, overrides: dict[str, str]):
+    """The resolved config: of the file given, else of the run folder."""
+    from ml_collections import ConfigDict
+
+    from imbal_jax.build import resolve
+    from imbal_jax.config import load_config
+    from imbal_jax.training.folders import config_differences, read_config
+
+    stored = None
+    if options.task in ("evaluate", "predict"):
+        stored = read_config(_required(options.workdir, "workdir", options.task))
+    if options.config is None:
+        if options.workdir is None:
+            raise InputError("--config: expected a config file, got none; see --help")
+        source = ConfigDict(stored or read_config(options.workdir))
+    else:
+        source = load_config(options.config)
+    config = resolve(source, overrides)
+    if stored is not None:
+        differences = config_differences(stored, config.to_dict())
+        if differences:
+            raise InputError(f"--config: the run in {options.workdir} has another config: {'; '.join(differences)}")
+    return config
+
+
+def _required(value: pathlib.Path | None, name: str, task: str) -> pathlib.Path:
+    """Returns an option's value, or raises InputError."""
+    if value is None:
+        raise InputError(f"--{name}: expected a path for --task={task}, got none; see --help")
+    return value.expanduser()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program and turns the errors a user can cause into one line and an exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_, **__: str(message)
+    from imbal_jax.training.interruption import Interrupted
+
+    try:
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        return _fail(str(error), EXIT_INPUT)
+    except OSError as error:
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_INPUT)
+    except NonFiniteLossError as error:
+        return _fail(str(error), EXIT_NON_FINITE)
+    except Interrupted as error:
+        return _fail(str(error), EXIT_INTERRUPTED)
+
+
+def _fail(message: str, status: int) -> int:
+    """Prints an error on one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Progress of a run: a bar on a terminal, plain lines in a log."""
+
+import sys
+from typing import Any
+
+from rich import progress as bars
+from rich.console import Console
+
+_LINES = 20  # in a log, over the whole run
+
+
+class Progress:
+    """Counts epochs over all seeds; use it as a context manager."""
+
+    def __init__(self, total_epochs: int, title: str):
+        self._total, self._title, self._done, self._told = total_epochs, title, 0, 0
+        self._bar: bars.Progress | None = None
+        self._task = bars.TaskID(0)
+
+    def __enter__(self) -> "Progress":
+        """Shows the bar if standard error is a terminal."""
+        if self._total and sys.stderr.isatty():
+            self._bar = bars.Progress(
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TextColumn("epochs"),
+                bars.TimeRemainingColumn(),
+                bars.TextColumn("{task.fields[told]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, told="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def epoch(self, seeds: tuple[int, ...], records: dict[int, dict[str, Any]]) -> None:
+        """Counts an epoch of some seeds and tells the metrics of the first."""
+        self._done += len(seeds)
+        told = _describe(seeds, records[seeds[0]])
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, told=told)
+        elif self._done == self._total or self._done - self._told >= self._total / _LINES:
+            self._told = self._done
+            print(f"{self._title}: {self._done}/{self._total} epochs, {told}", file=sys.stderr, flush=True)
+
+
+def _describe(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
+    """The numbers to watch, in a line."""
+    parts = [f"seed {seeds[0]}" if len(seeds) == 1 else f"seed {seeds[0]} of {len(seeds)}"]
+    parts += [f"epoch {record['epoch']}", f"loss {record['train/loss']:.4g}"]
+    if "validation/balanced_accuracy" in record:
+        parts.append(f"validation balanced accuracy {record['validation/balanced_accuracy']:.3f}")
+    return ", ".join(parts)

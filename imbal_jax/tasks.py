@@ -1,0 +1,190 @@
+"""What the command line does with a config or a run folder."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from imbal_jax import build
+from imbal_jax.class_counts import class_counts, count_labels
+from imbal_jax.data.arrays import read_images
+from imbal_jax.data.dataset import Dataset, faults
+from imbal_jax.data.known import known_dataset
+from imbal_jax.data.pipeline import profile_counts
+from imbal_jax.data.prepare import prepare_cifar
+from imbal_jax.errors import InputError
+from imbal_jax.reports.records import plain, write_json
+from imbal_jax.reports.tables import results_table
+from imbal_jax.training.interruption import StopRequest
+from imbal_jax.training.objective import standardise
+from imbal_jax.training.programs import compile_programs
+from imbal_jax.training.run import best_variables, test_metrics, train
+from imbal_jax.training.state import count_parameters
+
+
+def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains, prints the test metrics as a table and names the run folder."""
+    stop = StopRequest().install()
+    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop)
+    title = f"{config.data.name}, {config.correction.name}, {len(summary['seeds'])} seed(s), test set"
+    Console().print(results_table({config.correction.name: summary}, title=title))
+    print(f"run folder: {workdir}")
+
+
+def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Restores the best parameters of every seed, evaluates them on the test set and prints the metrics as JSON."""
+    experiment = build.build_experiment(config)
+    programs = compile_programs(experiment, stacked=False)
+    results = {}
+    for seed in experiment.seeds:
+        metrics = test_metrics(experiment, programs, best_variables(experiment, programs, workdir, seed), 1)[0]
+        results[seed] = {f"test/{name}": value for name, value in metrics.items()}
+    write_json(workdir / "evaluation.json", {"per_seed": results})
+    _print_json({"workdir": str(workdir), "per_seed": results})
+
+
+def predict_task(
+    config: ConfigDict, workdir: pathlib.Path, images_path: pathlib.Path, output: pathlib.Path, seed: int | None
+) -> None:
+    """Writes class probabilities for the images of a file.
+
+    The output holds `probabilities` float32 [n, num_classes], `predictions` int64 [n] and `class_names`.
+
+    Raises:
+      InputError: the file holds no images of the shape trained on, or the seed is not one of the run's.
+    """
+    experiment = build.build_experiment(config)
+    seed = experiment.seeds[0] if seed is None else seed
+    if seed not in experiment.seeds:
+        raise InputError(f"--seed: expected one of the run's seeds {experiment.seeds}, got {seed}")
+    shape = experiment.data.train.images.shape[1:]
+    images = read_images(images_path)
+    if images.shape[1:] != shape:
+        raise InputError(f"--input: expected images of shape {shape}, got {images.shape[1:]} in {images_path}")
+    programs = compile_programs(experiment._replace(seeds=(seed,)), stacked=False)
+    variables = best_variables(experiment, programs, workdir, seed)
+
+    @jax.jit
+    def probabilities(batch):
+        inputs = standardise(batch, experiment.data.mean, experiment.data.std)
+        logits, _ = experiment.model.apply(
+            {"params": variables["params"], **variables["model_state"]}, inputs, train=False
+        )
+        return jax.nn.softmax(experiment.correction.infer(logits, 1.0))
+
+    size = experiment.evaluation.batch_size
+    predicted = np.concatenate([probabilities(images[i : i + size]) for i in range(0, len(images), size)])
+    np.savez(
+        output, probabilities=predicted, predictions=predicted.argmax(axis=1), class_names=experiment.data.class_names
+    )
+    print(f"{len(predicted)} predictions of seed {seed} written to {output}")
+
+
+def describe_task(config: ConfigDict) -> None:
+    """Prints the model's parameters and the class counts the profile asks for, as JSON; reads data only if it must."""
+    available, has_validation, shape = _source_facts(config)
+    wanted, held_out = profile_counts(
+        available, has_validation, build.build_validation(config), build.build_profile(config)
+    )
+    counts = class_counts(wanted, empty_classes=config.training.empty_classes)
+    model = build.build_model(config, counts.num_classes)
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    total = count_parameters(variables["params"])
+    _print_json(
+        {
+            "model": config.model.name,
+            "input_shape": shape,
+            "num_classes": counts.num_classes,
+            "num_params": total,
+            "num_trainable": total,
+            "parameters": [
+                {"name": "/".join(key.key for key in path), "shape": leaf.shape, "size": leaf.size}
+                for path, leaf in leaves
+            ],
+            "class_counts": counts.counts,
+            "validation_class_counts": None if has_validation else held_out,
+            "num_train": counts.total,
+            "imbalance": counts.imbalance,
+            "steps_per_epoch": counts.total // config.training.batch_size,
+        }
+    )
+
+
+def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, tuple[int, ...]]:
+    """Training examples per class, whether there is a validation set, and the image shape of a config's source."""
+    known = known_dataset(config.data.get("dataset", ""))
+    if known is not None:
+        return np.asarray(known.train_counts), False, tuple(known.image_shape)
+    dataset = build.build_dataset(config)
+    counts = count_labels(dataset.train.labels, dataset.num_classes)
+    return counts, dataset.validation is not None, tuple(dataset.train.images.shape[1:])
+
+
+def check_task(config: ConfigDict) -> int:
+    """Scans the data set, prints its class counts per split and every fault found, as JSON.
+
+    Returns:
+      The exit status: 0, or 1 if there is a fault.
+    """
+    found: list[str] = []
+    report: dict[str, Any] = {"source": config.data.name}
+    try:
+        dataset = build.build_dataset(config)
+    except InputError as error:
+        found.append(str(error))
+    else:
+        found += faults(dataset)
+        report |= {"dataset": dataset.name, "class_names": dataset.class_names, "splits": _split_report(dataset)}
+        if not found:
+            found += _profile_faults(config, dataset, report)
+    _print_json({**report, "faults": found})
+    return 1 if found else 0
+
+
+def _split_report(dataset: Dataset) -> dict[str, Any]:
+    """Sizes and class counts of every split, of the labels that are valid."""
+    report = {}
+    for name, (images, labels) in dataset.splits.items():
+        valid = np.asarray([])
+        if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+            valid = labels[(labels >= 0) & (labels < dataset.num_classes)]
+        report[name] = {
+            "examples": len(images),
+            "image_shape": images.shape[1:],
+            "image_type": str(images.dtype),
+            "class_counts": count_labels(valid.astype(np.int64), dataset.num_classes),
+        }
+    return report
+
+
+def _profile_faults(config: ConfigDict, dataset: Dataset, report: dict[str, Any]) -> list[str]:
+    """What is wrong with the profile and the validation split on this data; adds the counts they give to the report."""
+    available = count_labels(dataset.train.labels, dataset.num_classes)
+    try:
+        wanted, held_out = profile_counts(
+            available, dataset.validation is not None, build.build_validation(config), build.build_profile(config)
+        )
+        counts = class_counts(wanted, empty_classes=config.training.empty_classes)
+    except InputError as error:
+        return [str(error)]
+    report["profile"] = {"class_counts": counts.counts, "imbalance": counts.imbalance}
+    if dataset.validation is None:
+        report["profile"]["validation_class_counts"] = held_out
+    return []
+
+
+def prepare_task(archive: pathlib.Path, data_dir: pathlib.Path) -> None:
+    """Turns an official archive into what the `tfds` source reads."""
+    print(f"prepared {prepare_cifar(str(archive), str(data_dir))}")
+
+
+def _print_json(value: Any) -> None:
+    """Prints one JSON document on standard output."""
+    print(json.dumps(plain(value), indent=2))

@@ -1,0 +1,135 @@
+"""The parts of a run, built and checked, before anything is compiled."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import linen as nn
+
+from imbal_jax.losses import check_reduction
+from imbal_jax.data.pipeline import TrainingData
+from imbal_jax.data.samplers import Sampler
+from imbal_jax.errors import InputError
+from imbal_jax.training.schedules import Horizon
+from imbal_jax.types import Array, Correction, Direction
+
+# What the best checkpoint is chosen by, and whether less is better.
+SELECTION = {
+    "validation/cross_entropy": True,
+    "validation/loss": True,
+    "validation/accuracy": False,
+    "validation/balanced_accuracy": False,
+    "validation/macro_f1": False,
+}
+
+
+class TrainingOptions(NamedTuple):
+    """How a run goes.
+
+    Attributes:
+      epochs: passes over the training set.
+      batch_size: examples per step, over all devices.
+      reduction: of the corrected losses, "mean" or "weighted_mean" (divide by the sum of the class weights).
+      empty_classes: "refuse" or "mask" classes without training examples.
+      select: the validation metric that picks the best checkpoint ("validation/cross_entropy" as in the thesis's
+        CIFAR-10 runs, "validation/macro_f1" as in its speech runs, ...), or "last".
+      checkpoint_every_epochs: epochs between checkpoints.
+      driver: "calls" (one call per step), "scan" (many steps per call) or "auto": calls on CPU, scan elsewhere.
+      steps_per_call: most steps that are under way without the host looking at their losses.
+      seeds_together: "yes" trains all seeds at once by vmap, "no" one after the other, "auto": together unless the
+        model has convolutions, which vmap over seeds turns into slower grouped ones.
+      devices: "one", or "all" local devices, each with its share of every batch.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    reduction: str = "mean"
+    empty_classes: str = "refuse"
+    select: str = "validation/cross_entropy"
+    checkpoint_every_epochs: int = 1
+    driver: str = "auto"
+    steps_per_call: int = 100
+    seeds_together: str = "auto"
+    devices: str = "one"
+
+
+class EvaluationOptions(NamedTuple):
+    """How a split is evaluated.
+
+    Attributes:
+      batch_size: examples per call.
+      head_above: classes with more training examples are the head.
+      tail_below: classes with fewer are the tail; the rest is in the middle.
+    """
+
+    batch_size: int = 500
+    head_above: int = 100
+    tail_below: int = 20
+
+
+class RecordOptions(NamedTuple):
+    """What is recorded beside the metrics.
+
+    Attributes:
+      class_gradient_norms: the norm of every class's contribution to the gradient of the final layer, each epoch.
+      tensorboard: write TensorBoard events.
+      figures: write learning curves and confusion matrices as PNG and PDF.
+    """
+
+    class_gradient_norms: bool = False
+    tensorboard: bool = True
+    figures: bool = True
+
+
+class Experiment(NamedTuple):
+    """Everything a run is made of."""
+
+    data: TrainingData
+    model: nn.Module
+    correction: Correction
+    direction: Direction
+    schedule: optax.Schedule
+    step_rule: optax.GradientTransformation
+    sampler: Sampler
+    augmentation: Callable[[Array, Array], Array]
+    horizon: Horizon
+    training: TrainingOptions
+    evaluation: EvaluationOptions
+    record: RecordOptions
+    seeds: tuple[int, ...]
+
+
+def check_training_options(options: TrainingOptions, has_validation: bool) -> None:
+    """Raises InputError when an option is out of range or needs a validation set that there is not."""
+    for name in ("epochs", "batch_size", "checkpoint_every_epochs", "steps_per_call"):
+        if getattr(options, name) < 1:
+            raise InputError(f"training.{name}: expected a number >= 1, got {getattr(options, name)}")
+    check_reduction(options.reduction)
+    choices = {
+        "select": (*SELECTION, "last"),
+        "driver": ("auto", "calls", "scan"),
+        "seeds_together": ("auto", "yes", "no"),
+        "devices": ("one", "all"),
+        "empty_classes": ("refuse", "mask"),
+    }
+    for name, valid in choices.items():
+        if getattr(options, name) not in valid:
+            raise InputError(f"training.{name}: expected one of {', '.join(valid)}, got {getattr(options, name)!r}")
+    if options.select != "last" and not has_validation:
+        raise InputError(
+            f"training.select: {options.select!r} needs a validation set, but validation.fraction is 0; use 'last'"
+        )
+    devices = len(jax.local_devices()) if options.devices == "all" else 1
+    if options.batch_size % devices:
+        raise InputError(f"training.batch_size: expected a multiple of the {devices} devices, got {options.batch_size}")
+
+
+def check_evaluation_options(options: EvaluationOptions) -> None:
+    """Raises InputError when an option is out of range."""
+    if options.batch_size < 1:
+        raise InputError(f"evaluation.batch_size: expected a number >= 1, got {options.batch_size}")
+    if options.tail_below > options.head_above:
+        raise InputError(
+            f"evaluation.tail_below: expected at most head_above ({options.head_above}), got {options.tail_below}"
+        )

@@ -1,0 +1,305 @@
+"""The training loop: epochs of un-awaited steps, records, the best parameters, checkpoints."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from imbal_jax.data.padding import PaddedSplit
+from imbal_jax.errors import NonFiniteLossError
+from imbal_jax.evaluation.class_gradients import class_gradient_norms
+from imbal_jax.evaluation.evaluate import Sums, metrics_of, read_sums
+from imbal_jax.reports.records import JsonLines, tensorboard_writer, truncate_after, write_scalars
+from imbal_jax.training.checkpoints import Checkpoints, Restored, restore_newest, to_host
+from imbal_jax.training.experiment import SELECTION, Experiment
+from imbal_jax.training.folders import seed_folder
+from imbal_jax.training.interruption import Interrupted, StopRequest
+from imbal_jax.training.programs import Programs
+from imbal_jax.training.state import Keys, TrainState
+from imbal_jax.training.step import StepMetrics, read_metrics
+from imbal_jax.types import PyTree
+
+Report = Callable[[tuple[int, ...], dict[int, dict[str, Any]]], None]  # (seeds, record by seed)
+
+
+class Best(NamedTuple):
+    """The best parameters of one seed so far, in host memory."""
+
+    step: int
+    value: float | None  # of the selecting metric; None before the first epoch
+    variables: PyTree  # {"params": ..., "model_state": ...}
+
+
+class Fitted(NamedTuple):
+    """What training leaves for one seed."""
+
+    best: Best
+    seconds_per_epoch: float | None  # median over this process's epochs but the first, which compiles
+
+
+class _Group:
+    """Seeds trained together: their files, and the host's side of their progress."""
+
+    def __init__(self, experiment: Experiment, programs: Programs, seeds: tuple[int, ...], workdir: pathlib.Path):
+        self.experiment, self.programs, self.seeds = experiment, programs, seeds
+        self.stacked = len(seeds) > 1
+        folders = [seed_folder(workdir, seed) for seed in seeds]
+        self.checkpoints = [Checkpoints(folder / "checkpoints") for folder in folders]
+        self.partial = np.zeros((0, 2, len(seeds)))  # losses of the epoch's steps so far: corrected, cross-entropy
+        self.state, self.best = self._begin()
+        step = self.saved_step = self.steps_taken()
+        for folder in folders:
+            truncate_after(folder / "metrics.jsonl", step)
+        self.records = [JsonLines(folder / "metrics.jsonl") for folder in folders]
+        self.events = []
+        if experiment.record.tensorboard:
+            resumed = step or None
+            self.events = [tensorboard_writer(folder / "events", resumed_step=resumed) for folder in folders]
+
+    def _begin(self) -> tuple[TrainState, list[Best]]:
+        """A fresh state, or that of the newest checkpoint."""
+        fresh = self.programs.initial(self.seeds)
+        hosts = self.split(to_host(fresh))
+        restored = restore_newest(self.checkpoints, hosts[0], _variables(hosts[0]))
+        if restored is None:
+            return fresh, [Best(0, None, _variables(host)) for host in hosts]
+        self.partial = np.stack([np.reshape(one.notes["partial"], (-1, 2)) for one in restored], axis=-1)
+        state = self.join([TrainState(*one.state) for one in restored])
+        return self.programs.place(state), [_best_of(one) for one in restored]
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """One tree per seed."""
+        if not self.stacked:
+            return [tree]
+        return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(len(self.seeds))]  # noqa: B023
+
+    def join(self, trees: list[PyTree]) -> PyTree:
+        """The inverse of `split`."""
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if self.stacked else trees[0]
+
+    def steps_taken(self) -> int:
+        """Steps of the present state; waits for it."""
+        return int(np.ravel(jax.device_get(self.state.step))[0])
+
+    def save(self) -> None:
+        """Writes a checkpoint of every seed, in the background; does nothing if the state is saved already."""
+        hosts = self.split(to_host(self.state))
+        step = int(hosts[0].step)
+        if step == self.saved_step:
+            return
+        for i, (checkpoints, host, best) in enumerate(zip(self.checkpoints, hosts, self.best, strict=True)):
+            notes = {"best_step": best.step, "best_value": best.value, "partial": self.partial[..., i].tolist()}
+            checkpoints.save(step, host, best.variables, notes)
+        self.saved_step = step
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and closes all files."""
+        for checkpoints in self.checkpoints:
+            checkpoints.close()
+        for writer in self.events:
+            writer.close()
+
+
+def fit(
+    experiment: Experiment,
+    programs: Programs,
+    seeds: tuple[int, ...],
+    workdir: pathlib.Path,
+    stop: StopRequest,
+    report: Report,
+) -> list[Fitted]:
+    """Trains seeds together to the end, from their newest checkpoint if there is one.
+
+    Args:
+      experiment: the parts of the run.
+      programs: compiled for this number of seeds.
+      seeds: one, or several to train together.
+      workdir: the run folder.
+      stop: looked at between chunks of steps.
+      report: called after every epoch.
+
+    Returns:
+      The best parameters of every seed.
+
+    Raises:
+      NonFiniteLossError: a loss or parameter became NaN or infinite; nothing is saved after it.
+      Interrupted: a stop was requested; the state is saved.
+      CheckpointError: a checkpoint cannot be written or read.
+    """
+    group = _Group(experiment, programs, seeds, workdir)
+    keys = programs.keys(seeds)
+    validation = experiment.data.validation
+    padded = None if validation is None else programs.place_split(validation)
+    training_split = programs.place_split(experiment.data.train) if experiment.record.class_gradient_norms else None
+    horizon, every = experiment.horizon, experiment.training.checkpoint_every_epochs
+    durations = []
+    try:
+        for epoch in range(group.steps_taken() // horizon.steps_per_epoch, horizon.epochs):
+            started = time.perf_counter()
+            losses = _run_epoch(group, keys, epoch, stop)
+            measured = _measure(group, padded, training_split, (epoch + 1) / horizon.epochs)
+            durations.append(time.perf_counter() - started)
+            _finish_epoch(group, epoch, losses, measured, durations[-1], report)
+            if (epoch + 1) % every == 0 or epoch + 1 == horizon.epochs:
+                group.save()
+            if stop.requested and epoch + 1 < horizon.epochs:
+                _interrupt(group)
+    finally:
+        group.close()
+    seconds = float(np.median(durations[1:] or durations)) / len(seeds) if durations else None
+    return [Fitted(best, seconds) for best in group.best]
+
+
+def _run_epoch(group: _Group, keys: Keys, epoch: int, stop: StopRequest) -> np.ndarray:
+    """Takes the rest of an epoch's steps; returns its losses, float64 [steps, 2, seeds].
+
+    The host reads a chunk's losses only after the next chunk is under way, so the device never waits for it.
+    """
+    programs, steps = group.programs, group.experiment.horizon.steps_per_epoch
+    indices = programs.draw(keys.order, epoch)
+    first = len(group.partial)
+    pending: Any = None
+    while first < steps:
+        count = min(group.experiment.training.steps_per_call, steps - first)
+        group.state, metrics = programs.drive(group.state, programs.train_data, indices, keys.step, first, count)
+        if pending is not None:
+            _collect(group, epoch, pending)
+        pending, first = metrics, first + count
+        if stop.requested and first < steps:
+            _collect(group, epoch, pending)
+            group.save()
+            _interrupt(group)
+    if pending is not None:
+        _collect(group, epoch, pending)
+    losses, group.partial = group.partial, group.partial[:0]
+    return losses
+
+
+def _collect(group: _Group, epoch: int, metrics: Any) -> None:
+    """Waits for a chunk's losses, checks them and adds them to the epoch's.
+
+    Raises:
+      NonFiniteLossError: one is NaN or infinite.
+    """
+    told: StepMetrics = read_metrics(metrics)
+    losses = np.stack([told.loss, told.cross_entropy], axis=1).astype(np.float64).reshape(len(told.loss), 2, -1)
+    bad = np.argwhere(~np.isfinite(losses[:, 0]))
+    if len(bad):
+        row, seed = bad[0]
+        step = epoch * group.experiment.horizon.steps_per_epoch + len(group.partial) + int(row) + 1
+        raise _non_finite(group, "the training loss", losses[row, 0, seed], step, int(seed))
+    group.partial = np.concatenate([group.partial, losses])
+
+
+def _measure(
+    group: _Group, padded: PaddedSplit | None, training_split: PaddedSplit | None, progress: float
+) -> list[dict[str, Any]]:
+    """Validation metrics and class gradient norms of every seed, after an epoch."""
+    state, programs, data = group.state, group.programs, group.experiment.data
+    sums = None if padded is None else programs.evaluate(state.params, state.model_state, progress, padded)
+    gradients = None
+    if training_split is not None:
+        gradients = programs.class_gradients(state.params, state.model_state, progress, training_split)
+    finite = np.ravel(jax.device_get(programs.all_finite((state.params, state.model_state))))
+    if not finite.all():
+        raise _non_finite(group, "a parameter", float("nan"), group.steps_taken(), int(np.argmin(finite)))
+    measured: list[dict[str, Any]] = [{} for _ in group.seeds]
+    if sums is not None:
+        for i, one in enumerate(group.split(read_sums(sums))):
+            metrics = validation_metrics(group.experiment, one)
+            if not np.isfinite(metrics["validation/cross_entropy"]):
+                loss = metrics["validation/cross_entropy"]
+                raise _non_finite(group, "the validation loss", loss, group.steps_taken(), i)
+            measured[i].update(metrics)
+    if gradients is not None:
+        for i, one in enumerate(zip(*(group.split(batch) for batch in jax.device_get(gradients)), strict=True)):
+            norms = class_gradient_norms(list(one), len(data.train.labels))
+            measured[i]["class_gradient_norms"] = norms.tolist()
+    return measured
+
+
+def validation_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
+    """Metrics of the validation split by their keys in the records."""
+    return {f"validation/{name}": value for name, value in split_metrics(experiment, sums).items()}
+
+
+def split_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
+    """Metrics of a split, see `metrics_of`."""
+    groups = {"head_above": experiment.evaluation.head_above, "tail_below": experiment.evaluation.tail_below}
+    reduction: Any = experiment.training.reduction
+    return metrics_of(sums, reduction, experiment.data.counts.counts, **groups)
+
+
+def _finish_epoch(
+    group: _Group,
+    epoch: int,
+    losses: np.ndarray,
+    measured: list[dict[str, Any]],
+    seconds: float,
+    report: Report,
+) -> None:
+    """Records an epoch and keeps the best parameters."""
+    step = (epoch + 1) * group.experiment.horizon.steps_per_epoch
+    means = losses.mean(axis=0)
+    records = []
+    for i, metrics in enumerate(measured):
+        record = {
+            "step": step,
+            "epoch": epoch + 1,
+            "learning_rate": float(group.experiment.schedule(step - 1)),
+            "train/loss": float(means[0, i]),
+            "train/cross_entropy": float(means[1, i]),
+            **metrics,
+            "seconds": seconds,
+        }
+        records.append(record)
+        group.records[i].append(record)
+        if group.events:
+            write_scalars(group.events[i], record)
+    _keep_best(group, step, records)
+    report(group.seeds, dict(zip(group.seeds, records, strict=True)))
+
+
+def _keep_best(group: _Group, step: int, records: list[dict[str, Any]]) -> None:
+    """Replaces the best parameters of every seed that improved; the first of equals stays."""
+    select = group.experiment.training.select
+    for i, record in enumerate(records):
+        value, best = record.get(select), group.best[i].value
+        if select != "last" and best is not None:
+            improved = value < best if SELECTION[select] else value > best
+            if not improved:
+                continue
+        variables = {"params": group.state.params, "model_state": group.state.model_state}
+        chosen = jax.tree.map(lambda leaf: leaf[i], variables) if group.stacked else variables  # noqa: B023
+        group.best[i] = Best(step, value, to_host(chosen))
+
+
+def _interrupt(group: _Group) -> None:
+    """Saves the state and raises Interrupted."""
+    group.save()
+    for checkpoints in group.checkpoints:
+        checkpoints.wait()
+    raise Interrupted(f"stopped after step {group.steps_taken()}; the same command continues")
+
+
+def _non_finite(group: _Group, what: str, value: float, step: int, seed: int) -> NonFiniteLossError:
+    """The error that names the step and what is kept."""
+    group.checkpoints[seed].wait()
+    kept = group.checkpoints[seed].steps()
+    last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint was written before"
+    return NonFiniteLossError(
+        f"{what} of seed {group.seeds[seed]} is {value} at step {step}; {last}; try a smaller learning rate"
+    )
+
+
+def _variables(state: TrainState) -> PyTree:
+    """What is needed to predict."""
+    return {"params": state.params, "model_state": state.model_state}
+
+
+def _best_of(restored: Restored) -> Best:
+    """The best parameters in a checkpoint."""
+    return Best(restored.notes["best_step"], restored.notes["best_value"], restored.best)

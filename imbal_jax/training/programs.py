@@ -1,0 +1,127 @@
+"""The compiled functions of a run, and where its arrays live."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from imbal_jax.data.dataset import Split
+from imbal_jax.data.padding import PaddedSplit, pad_split
+from imbal_jax.evaluation.class_gradients import make_class_gradients
+from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate
+from imbal_jax.training.experiment import Experiment
+from imbal_jax.training.objective import standardise
+from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
+from imbal_jax.training.step import DeviceData, Driver, make_driver, make_step
+from imbal_jax.types import Array, PyTree
+
+
+class Programs(NamedTuple):
+    """What a training loop calls; with several seeds every state and key has a leading axis of seeds."""
+
+    keys: Callable[[tuple[int, ...]], Keys]
+    initial: Callable[[tuple[int, ...]], TrainState]
+    draw: Callable[[Array, int], Array]  # (order keys, epoch) -> indices [steps, batch]
+    drive: Driver
+    evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
+    class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
+    all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
+    place: Callable[[PyTree], PyTree]  # onto every device
+    place_split: Callable[[Split], PaddedSplit]  # batches shared out among the devices
+    train_data: DeviceData
+
+
+def batch_mesh(devices: str) -> Mesh:
+    """A mesh with the one axis "batch" over one device or all local ones."""
+    chosen = jax.local_devices() if devices == "all" else jax.local_devices()[:1]
+    return Mesh(np.array(chosen), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
+    """Prepares the functions of a run; each is compiled at its first call.
+
+    Args:
+      experiment: the parts of the run.
+      stacked: train several seeds together, with a leading axis of seeds on states, keys and indices.
+    """
+    mesh = batch_mesh(experiment.training.devices)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shared = NamedSharding(mesh, PartitionSpec(*([None] * (2 if stacked else 1)), "batch"))
+    data, correction = experiment.data, experiment.correction
+
+    def normalise(images: Array) -> Array:
+        return standardise(images, data.mean, data.std)
+
+    def over_seeds(function: Callable, axes: tuple) -> Callable:
+        return jax.vmap(function, in_axes=axes) if stacked else function
+
+    def first_state(seed):
+        shape = data.train.images.shape[1:]
+        return initial_state(experiment.model, experiment.direction, experiment.step_rule, shape, seed)
+
+    def seeds_array(seeds: tuple[int, ...]) -> Array:
+        return jnp.asarray(seeds if stacked else seeds[0], jnp.uint32)
+
+    def draw(order_key, epoch):
+        return experiment.sampler(jax.random.fold_in(order_key, epoch))
+
+    def all_finite(tree):
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+    batch_sums = make_batch_sums(experiment.model, correction, normalise, len(data.class_names))
+    gradients = make_class_gradients(experiment.model, correction, normalise, len(data.class_names))
+    step = make_step(
+        experiment.model,
+        correction,
+        experiment.training.reduction,  # type: ignore[arg-type]
+        experiment.direction,
+        experiment.step_rule,
+        experiment.augmentation,
+        (data.mean, data.std),
+        experiment.horizon.total_steps,
+    )
+    initial = jax.jit(over_seeds(first_state, (0,)), out_shardings=everywhere)
+    make_keys = jax.jit(over_seeds(keys_of, (0,)), out_shardings=everywhere)
+    return Programs(
+        keys=lambda seeds: make_keys(seeds_array(seeds)),
+        initial=lambda seeds: initial(seeds_array(seeds)),
+        draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
+        drive=make_driver(step, experiment.training.driver, stacked=stacked),
+        evaluate=make_evaluate(batch_sums, stacked=stacked),
+        class_gradients=make_evaluate(gradients, stacked=stacked),
+        all_finite=jax.jit(over_seeds(all_finite, (0,))),
+        place=lambda tree: jax.device_put(tree, everywhere),
+        place_split=lambda split: _place_split(split, experiment.evaluation.batch_size, mesh),
+        train_data=jax.device_put(DeviceData(data.train.images, data.train.labels), everywhere),
+    )
+
+
+def _place_split(split: Split, batch_size: int, mesh: Mesh) -> PaddedSplit:
+    """Pads a split to batches that divide among the devices, and shares them out."""
+    padded = pad_split(split, batch_size, multiple_of=mesh.size)
+    return jax.device_put(padded, NamedSharding(mesh, PartitionSpec(None, "batch")))
+
+
+def train_seeds_together(experiment: Experiment) -> bool:
+    """Whether to train all seeds at once by vmap.
+
+    Batched kernels become grouped convolutions: on CPU twice as slow as one seed after the other. Networks without
+    convolutions gain, because their small products become larger ones.
+    """
+    choice = experiment.training.seeds_together
+    if len(experiment.seeds) == 1 or choice == "no":
+        return False
+    return choice == "yes" or not _has_convolutions(experiment)
+
+
+def _has_convolutions(experiment: Experiment) -> bool:
+    """Whether the model convolves, read off its trace."""
+    inputs = jax.ShapeDtypeStruct((1, *experiment.data.train.images.shape[1:]), jnp.float32)
+
+    def initialise(inputs: Any) -> PyTree:
+        return experiment.model.init(jax.random.key(0), inputs, train=False)
+
+    return "conv_general_dilated" in str(jax.make_jaxpr(initialise)(inputs))

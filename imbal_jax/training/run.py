@@ -1,0 +1,152 @@
+"""A whole run: seeds together or one after the other, the test set once, the summary."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from imbal_jax.errors import CheckpointError
+from imbal_jax.evaluation.evaluate import read_sums
+from imbal_jax.reports import figures
+from imbal_jax.reports.progress import Progress
+from imbal_jax.reports.records import plain, read, write_json
+from imbal_jax.reports.summaries import summarise
+from imbal_jax.training.checkpoints import Checkpoints, restore_newest
+from imbal_jax.training.experiment import Experiment
+from imbal_jax.training.folders import claim, describe_machine, seed_folder
+from imbal_jax.training.interruption import StopRequest
+from imbal_jax.training.loop import Fitted, fit, split_metrics
+from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
+from imbal_jax.training.state import count_parameters
+from imbal_jax.types import PyTree
+
+
+def train(
+    experiment: Experiment, config: dict[str, Any], workdir: pathlib.Path, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Trains every seed, tests its best parameters, and writes the run folder.
+
+    A run folder that holds a part of this run is continued, a finished one only summarised again.
+
+    Args:
+      experiment: the parts of the run.
+      config: the resolved config it was built from.
+      workdir: the run folder.
+      stop: asks for an early end; never by default.
+
+    Returns:
+      The content of summary.json, see `imbal_jax.reports.summaries.summarise`.
+
+    Raises:
+      CheckpointError: the folder cannot be used, see `claim`, or a checkpoint cannot be written or read.
+      NonFiniteLossError, Interrupted: see `fit`.
+    """
+    claim(workdir, config, experiment.data.fingerprint)
+    started, machine = time.perf_counter(), describe_machine()
+    pending = tuple(seed for seed in experiment.seeds if _result(workdir, seed) is None)
+    if pending:
+        write_json(workdir / "metadata.json", machine)
+    together = train_seeds_together(experiment) and len(pending) > 1
+    groups = [pending] if together else [(seed,) for seed in pending]
+    programs = compile_programs(experiment, stacked=together) if pending else None
+    label = "seeds together" if together else "one seed after the other"
+    with Progress(len(pending) * experiment.horizon.epochs, f"{experiment.data.name}, {label}") as progress:
+        for seeds in groups:
+            assert programs is not None
+            fitted = fit(experiment, programs, seeds, workdir, stop or StopRequest(), progress.epoch)
+            _test(experiment, programs, seeds, fitted, workdir)
+    if pending:
+        write_json(workdir / "metadata.json", {**machine, "wall_seconds": time.perf_counter() - started})
+    return _summary(experiment, workdir)
+
+
+def _test(
+    experiment: Experiment, programs: Programs, seeds: tuple[int, ...], fitted: list[Fitted], workdir: pathlib.Path
+) -> None:
+    """Evaluates the best parameters of every seed on the test set, once, and writes each result."""
+    bests = [one.best.variables for one in fitted]
+    stacked = bests[0] if len(seeds) == 1 else jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *bests)
+    metrics = test_metrics(experiment, programs, stacked, len(seeds))
+    for seed, one, tested in zip(seeds, fitted, metrics, strict=True):
+        params = one.best.variables["params"]
+        result = {
+            "num_params": count_parameters(params),
+            "num_trainable": count_parameters(params),
+            "class_counts": experiment.data.counts.counts,
+            **{f"test/{name}": value for name, value in tested.items()},
+            "best_step": one.best.step,
+            "seconds_per_epoch": one.seconds_per_epoch,
+        }
+        folder = seed_folder(workdir, seed)
+        if experiment.record.figures:
+            _draw(experiment, folder, tested["confusion"])
+        write_json(folder / "result.json", result)
+
+
+def test_metrics(experiment: Experiment, programs: Programs, variables: PyTree, num_seeds: int) -> list[dict[str, Any]]:
+    """Metrics of the test split for every seed, with the confusion matrix.
+
+    Args:
+      experiment: the parts of the run.
+      programs: compiled for this number of seeds.
+      variables: {"params", "model_state"}, with a leading axis of seeds if there are several.
+      num_seeds: how many.
+    """
+    split = programs.place_split(experiment.data.test)
+    variables = programs.place(variables)
+    sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], 1.0, split))
+    singles = [sums] if num_seeds == 1 else [type(sums)(*(leaf[i] for leaf in sums)) for i in range(num_seeds)]
+    return [{**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()} for one in singles]
+
+
+def best_variables(experiment: Experiment, programs: Programs, workdir: pathlib.Path, seed: int) -> PyTree:
+    """The best parameters in a run folder, {"params", "model_state"} in host memory.
+
+    Args:
+      experiment: the parts of the run.
+      programs: compiled for one seed.
+      workdir: the run folder.
+      seed: one of the run's seeds.
+
+    Raises:
+      CheckpointError: there is no readable checkpoint of this seed.
+    """
+    folder = seed_folder(workdir, seed) / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"workdir: expected checkpoints of seed {seed} in {folder}, found none; train first")
+    checkpoints = Checkpoints(folder)
+    state = jax.eval_shape(programs.initial, (seed,))
+    best = {"params": state.params, "model_state": state.model_state}
+    restored = restore_newest([checkpoints], state, best)
+    checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"workdir: no complete checkpoint of seed {seed} in {folder}; train first")
+    return restored[0].best
+
+
+def _draw(experiment: Experiment, folder: pathlib.Path, confusion: list[list[int]]) -> None:
+    """Writes the figures of one seed."""
+    names = experiment.data.class_names
+    figures.save_figure(figures.confusion_figure(confusion, names), folder / "figures" / "confusion")
+    if experiment.record.class_gradient_norms:
+        drawn = figures.class_gradient_norms_figure(read(folder / "metrics.jsonl"), names)
+        figures.save_figure(drawn, folder / "figures" / "class_gradient_norms")
+
+
+def _result(workdir: pathlib.Path, seed: int) -> dict[str, Any] | None:
+    """The result of a finished seed; None while there is none."""
+    path = seed_folder(workdir, seed) / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _summary(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+    """Gathers the seeds' results, writes summary.json and the learning curves."""
+    results = {seed: _result(workdir, seed) for seed in experiment.seeds}
+    summary = summarise({seed: result for seed, result in results.items() if result is not None})
+    write_json(workdir / "summary.json", summary)
+    if experiment.record.figures:
+        records = {seed: read(seed_folder(workdir, seed) / "metrics.jsonl") for seed in experiment.seeds}
+        figures.save_figure(figures.learning_curves_figure(records), workdir / "figures" / "learning_curves")
+    return plain(summary)

@@ -1,0 +1,60 @@
+"""The state of a run, and the keys it draws."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from imbal_jax.types import Array, Direction, Params, PyTree
+
+
+class Keys(NamedTuple):
+    """The keys of one seed: everything random is a function of them, the epoch and the step."""
+
+    init: Array
+    order: Array  # folded with the epoch
+    step: Array  # folded with the step
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    step: Array  # int32, steps taken
+    params: Params
+    model_state: PyTree  # running statistics
+    opt_state: PyTree
+    direction_state: PyTree
+
+
+def keys_of(seed: Array | int) -> Keys:
+    """The keys of a seed; works under vmap."""
+    return Keys(*jax.random.split(jax.random.key(seed), 3))
+
+
+def initial_state(
+    model: nn.Module,
+    direction: Direction,
+    step_rule: optax.GradientTransformation,
+    input_shape: tuple[int, ...],
+    seed: Array | int,
+) -> TrainState:
+    """A fresh state.
+
+    Args:
+      model: called as model.apply(variables, inputs, train=...) -> (logits, features).
+      direction: its state is initialised with the parameters.
+      step_rule: likewise.
+      input_shape: of one example, [height, width, channels].
+      seed: of the run.
+    """
+    variables = model.init(keys_of(seed).init, jnp.zeros((1, *input_shape)), train=False)
+    params = variables["params"]
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
+
+
+def count_parameters(params: Params) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
