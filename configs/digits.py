@@ -1,42 +1,18 @@
-"""Handwritten digits (scikit-learn, bundled) made imbalanced by a Dirichlet draw, with a small CNN.
+"""Handwritten digits (bundled with scikit-learn), made imbalanced by a Dirichlet draw, and a small CNN.
 
-  python -m imbal_jax.main --config=configs/digits.py --workdir=runs/digits
-  python -m imbal_jax.main --config=configs/digits.py:class_balanced --workdir=runs/digits_class_balanced
+  python -m imbal_jax.main --config=configs/digits.py --workdir=runs/digits --config.seeds=0,1,2
+  python -m imbal_jax.main --config=configs/digits.py:ldam_drw --workdir=runs/digits_ldam_drw
 
-One seed takes a few seconds on two CPU cores.
+Takes about DIGITS_TIME a seed on two CPU cores. Expected balanced accuracy on the test set: DIGITS_RESULT.
 """
 
 from ml_collections import ConfigDict
 
-from imbal_jax.config import choose
-
-CORRECTIONS = {
-    "baseline": {"name": "cross_entropy"},
-    "inverse_frequency": {"name": "inverse_frequency"},
-    "class_balanced": {"name": "class_balanced", "beta": 0.99},
-    "focal": {"name": "focal", "gamma": 1.0},
-    "alpha_focal": {"name": "alpha_focal", "gamma": 2.0},
-    "ldam": {"name": "ldam"},
-    "ldam_drw": {
-        "name": "composed",
-        "margin": {"name": "ldam"},
-        "weight": {"name": "deferred", "at": 0.5, "after": {"name": "inverse_frequency"}},
-    },
-    "influence_balanced": {
-        "name": "deferred",
-        "at": 0.5,
-        "after": {"name": "influence_balanced", "alpha": 100.0},
-    },
-    "logit_adjustment": {"name": "logit_adjustment"},
-    "vector_scaling": {"name": "vector_scaling", "multiplicative": 0.15},
-    "class_dependent_temperatures": {"name": "class_dependent_temperatures"},
-}
+from imbal_jax.recipes import classifier_of, correction
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
-    """The study; `method` is one of CORRECTIONS."""
-    correction = choose(CORRECTIONS, method)
-    cosine = method.startswith("ldam")
+    """The study; `method` is one of `imbal_jax.recipes.METHODS`."""
     return ConfigDict(
         {
             "seeds": "0",
@@ -45,8 +21,8 @@ def get_config(method: str = "baseline") -> ConfigDict:
             "profile": {"name": "dirichlet", "alpha": 0.5, "total": 500, "min_count": 4},
             "sampler": {"name": "uniform"},
             "augmentation": {"name": "none"},
-            "model": {"name": "cnn", "classifier": "cosine" if cosine else "linear"},
-            "correction": correction,
+            "model": {"name": "cnn", "classifier": classifier_of(method)},
+            "correction": correction(method),
             "direction": {"name": "gradient"},
             "step_rule": {"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4},
             "schedule": {"name": "cosine", "learning_rate": 0.05},

@@ -9,7 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,25 +59,6 @@ def _call_get_config(get_config: Callable[..., ConfigDict] | None, path: str, ar
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config: expected a ConfigDict from get_config of {path}, got {type(config).__name__}")
     return config
-
-
-def choose(methods: Mapping[str, Any], name: str) -> Any:
-    """Looks up a config file's argument among the variants it offers.
-
-    Raises:
-      InputError: there is no such variant; the nearest are named.
-    """
-    if name not in methods:
-        raise InputError(f"--config: {not_found(name, methods)}")
-    return methods[name]
-
-
-def not_found(name: str, valid: Iterable[str]) -> str:
-    """ "no 'nmae'; did you mean 'name'? (valid: ...)"."""
-    valid = list(valid)
-    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"no {name!r}{hint} (valid: {', '.join(valid) or 'none'})"
 
 
 def _similar_files(path: pathlib.Path) -> str:

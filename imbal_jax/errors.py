@@ -1,5 +1,9 @@
 """The errors a user can cause, told in one line."""
 
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input: a config, a label, a file or a checkpoint.
@@ -15,3 +19,22 @@ class CheckpointError(InputError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+def choose(methods: Mapping[str, Any], name: str) -> Any:
+    """Looks up a config file's argument among the variants it offers.
+
+    Raises:
+      InputError: there is no such variant; the nearest are named.
+    """
+    if name not in methods:
+        raise InputError(f"--config: {not_found(name, methods)}")
+    return methods[name]
+
+
+def not_found(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message: no 'nmae'; did you mean 'name'? (valid: ...)."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"no {name!r}{hint} (valid: {', '.join(valid) or 'none'})"

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 import warnings
+from collections.abc import Callable
 
 from imbal_jax.errors import InputError, NonFiniteLossError
 
@@ -100,8 +101,8 @@ def _config(options: argparse.Namespace, overrides: dict[str, str]):
     """The resolved config: of the file given, else of the run folder."""
     from ml_collections import ConfigDict
 
-    from imbal_jax.build import resolve
     from imbal_jax.config import load_config
+    from imbal_jax.resolve import resolve
     from imbal_jax.training.folders import config_differences, read_config
 
     stored = None
@@ -128,15 +129,20 @@ def _required(value: pathlib.Path | None, name: str, task: str) -> pathlib.Path:
     return value.expanduser()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the program and turns the errors a user can cause into one line and an exit status."""
+def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Runs a command and turns the errors a user can cause into one line and an exit status.
+
+    Args:
+      action: the command; returns an exit status.
+      arguments: handed to it.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_, **__: str(message)
     from imbal_jax.training.interruption import Interrupted
 
     try:
-        return run(sys.argv[1:] if arguments is None else arguments)
+        return action(arguments)
     except InputError as error:
         return _fail(str(error), EXIT_INPUT)
     except OSError as error:
@@ -154,4 +160,4 @@ def _fail(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(run, sys.argv[1:]))

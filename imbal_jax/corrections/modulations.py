@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from imbal_jax.corrections.compose import chain
-from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.corrections.weights import inverse_frequency, keep_logits
 from imbal_jax.errors import InputError
+from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
 

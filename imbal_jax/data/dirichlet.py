@@ -74,7 +74,7 @@ def dirichlet_counts(
             return counts[accepted[0]]
     raise InputError(
         f"profile: none of {_MAX_DRAWS} draws of Dir(alpha={alpha}) with total={total} gave every class more than"
-        f" min_count={min_count} and at most its {available.tolist()} examples; lower min_count or total, or raise alpha"
+        f" min_count={min_count} and at most its {available.tolist()} examples; change total, min_count or alpha"
     )
 
 

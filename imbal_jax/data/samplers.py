@@ -157,8 +157,8 @@ def _check_quota(class_counts: ClassCounts, batch_size: int, at_least: int) -> N
         raise InputError(f"at_least: expected a number >= 1, got {at_least}")
     if at_least * len(present) > batch_size:
         raise InputError(
-            f"at_least: {at_least} examples of {len(present)} classes make {at_least * len(present)}, more than the batch"
-            f" of {batch_size}"
+            f"at_least: {at_least} examples of {len(present)} classes make {at_least * len(present)}, more than the"
+            f" batch of {batch_size}"
         )
     smallest = int(class_counts.counts[present].min())
     if smallest < at_least:

@@ -25,8 +25,8 @@ def validation_counts(available: np.ndarray, *, fraction: float, balanced: bool)
     if fraction > 0 and wanted.min() == 0:
         c = int(wanted.argmin())
         raise InputError(
-            f"validation.fraction: {fraction} of class {c}'s {int(available[c])} examples is less than one; raise it, give"
-            " x_val and y_val, or set it to 0"
+            f"validation.fraction: {fraction} of class {c}'s {int(available[c])} examples is less than one; raise it,"
+            " give x_val and y_val, or set it to 0"
         )
     return wanted
 

@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 def make_batch_sums(
     model: nn.Module, correction: Correction, standardise: Callable[[Array], Array], num_classes: int
 ) -> Callable[..., Sums]:
-    """The function (params, model_state, progress, images, labels, counted) -> Sums of one batch, in evaluation mode."""
+    """The function (params, model_state, progress, images, labels, counted) -> Sums of a batch, in evaluation mode."""
 
     def batch_sums(params: Params, model_state: PyTree, progress, images: Array, labels: Array, counted: Array) -> Sums:
         logits, features = model.apply({"params": params, **model_state}, standardise(images), train=False)

@@ -7,10 +7,10 @@ import jax
 import optax
 from flax import linen as nn
 
-from imbal_jax.losses import check_reduction
 from imbal_jax.data.pipeline import TrainingData
 from imbal_jax.data.samplers import Sampler
 from imbal_jax.errors import InputError
+from imbal_jax.losses import check_reduction
 from imbal_jax.training.schedules import Horizon
 from imbal_jax.types import Array, Correction, Direction
 

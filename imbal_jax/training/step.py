@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from imbal_jax.losses import Reduction, cross_entropy_losses
 from imbal_jax.errors import InputError
+from imbal_jax.losses import Reduction, cross_entropy_losses
 from imbal_jax.training.objective import make_objective, standardise
 from imbal_jax.training.state import TrainState
 from imbal_jax.types import Array, Batch, Correction, Direction

@@ -1,0 +1,1 @@
+"""Launchers: several runs by one command."""

@@ -1,0 +1,56 @@
+"""Trains several variants of one config and prints their results side by side.
+
+  python -m experiments.compare --config=configs/digits.py --methods=baseline,focal,ldam_drw \
+    --workdir=runs/compare --config.seeds=0,1,2
+
+Every method is the config's argument (`--config=FILE:METHOD`) and gets a run folder of its own below --workdir, where
+`table.md` and `comparison.png` are written. Like any run it continues when it is killed and started again.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from rich.console import Console
+
+from imbal_jax.build import build_experiment
+from imbal_jax.config import load_config, parse_overrides
+from imbal_jax.errors import InputError
+from imbal_jax.main import guarded
+from imbal_jax.reports import figures
+from imbal_jax.reports.records import plain
+from imbal_jax.reports.tables import markdown_table, results_table
+from imbal_jax.resolve import resolve
+from imbal_jax.training.interruption import StopRequest
+from imbal_jax.training.run import train
+
+
+def run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--methods", required=True, metavar="A,B,...", help="arguments of the config, in table order")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR")
+    options, rest = parser.parse_known_args(arguments)
+    overrides = parse_overrides(rest)
+    methods = [method for method in options.methods.split(",") if method]
+    if not methods:
+        raise InputError(f"--methods: expected names separated by commas, got {options.methods!r}")
+    # All configs are checked before the first run starts.
+    configs = {method: resolve(load_config(f"{options.config}:{method}"), overrides) for method in methods}
+    stop, rows = StopRequest().install(), {}
+    for method, config in configs.items():
+        print(f"{method}:", file=sys.stderr, flush=True)
+        rows[method] = train(build_experiment(config), plain(config.to_dict()), options.workdir / method, stop)
+    seeds = len(next(iter(rows.values()))["seeds"])
+    title = f"test set, mean ± standard error over {seeds} seeds (%)" if seeds > 1 else "test set (%)"
+    Console().print(results_table(rows, title=title))
+    (options.workdir / "table.md").write_text(markdown_table(rows) + "\n")
+    picture, _ = figures.save_figure(figures.comparison_figure(rows), options.workdir / "comparison")
+    print(f"run folder: {options.workdir} (table.md, {picture.name}, and a folder for each method)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(run, sys.argv[1:]))

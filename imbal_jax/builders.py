@@ -1,0 +1,94 @@
+"""Every name that a config can choose, and what it builds.
+
+A builder's keyword-only parameters are its options, with their types and defaults; its positional parameters are what a
+run provides (class counts, labels, ...).
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imbal_jax.corrections import compose, margins, modulations, weights
+from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers
+from imbal_jax.data.pipeline import ValidationSplit
+from imbal_jax.directions import gradient
+from imbal_jax.models import cnn, mlp, resnet, vgg
+from imbal_jax.training import schedules, step_rules
+from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
+from imbal_jax.types import Correction, Direction
+
+Builders = Mapping[str, Callable]
+
+CORRECTIONS: Builders = {
+    "cross_entropy": weights.cross_entropy,
+    "inverse_frequency": weights.inverse_frequency,
+    "class_balanced": weights.class_balanced,
+    "focal": modulations.focal,
+    "alpha_focal": modulations.alpha_focal,
+    "ldam": margins.ldam,
+    "influence": modulations.influence,
+    "influence_balanced": modulations.influence_balanced,
+    "logit_adjustment": margins.logit_adjustment,
+    "vector_scaling": margins.vector_scaling,
+    "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "composed": compose.composed,
+    "deferred": compose.deferred,
+}
+DIRECTIONS: Builders = {"gradient": gradient.gradient}
+
+# Sections that choose a builder by name.
+NAMED: Mapping[str, Builders] = {
+    "data": {"digits": digits.digits, "arrays": arrays.arrays, "tfds": prepared.tfds},
+    "profile": {
+        "natural": profiles.natural,
+        "balanced": profiles.balanced,
+        "dirichlet": profiles.dirichlet,
+        "long_tail": profiles.long_tail,
+        "step": profiles.step,
+        "counts": profiles.counts,
+        "thesis_table_b1": profiles.thesis_table_b1,
+    },
+    "sampler": {
+        "uniform": samplers.uniform,
+        "class_balanced": samplers.class_balanced,
+        "effective_number": samplers.effective_number,
+        "minority_in_every_batch": samplers.minority_in_every_batch,
+    },
+    "augmentation": {"none": augmentation.none, "crop_flip": augmentation.crop_flip},
+    "model": {"mlp": mlp.mlp, "cnn": cnn.cnn, "vgg11_bn": vgg.vgg11_bn, "resnet32": resnet.resnet32},
+    "correction": CORRECTIONS,
+    "direction": DIRECTIONS,
+    "step_rule": {"sgd": step_rules.sgd, "adamw": step_rules.adamw},
+    "schedule": {
+        "constant": schedules.constant,
+        "linear": schedules.linear,
+        "cosine": schedules.cosine,
+        "multi_step": schedules.multi_step,
+    },
+}
+# Sections with one fixed set of options.
+FIXED: Mapping[str, Callable] = {
+    "validation": ValidationSplit,
+    "training": TrainingOptions,
+    "evaluation": EvaluationOptions,
+    "record": RecordOptions,
+}
+SECTIONS = ("seeds", *NAMED, *FIXED)
+# Options of these types are sections themselves.
+NESTED: Mapping[type, Builders] = {Correction: CORRECTIONS, Direction: DIRECTIONS}
+
+
+def options_of(builder: Callable) -> dict[str, inspect.Parameter]:
+    """A builder's options: its keyword-only parameters, or the fields of a NamedTuple."""
+    parameters = inspect.signature(builder).parameters
+    if isinstance(builder, type):
+        return dict(parameters)
+    return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def nested_builders(annotation: Any) -> Builders | None:
+    """The builders of an option that is a section itself, else None."""
+    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((NESTED[member] for member in members if member in NESTED), None)
