@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -29,9 +29,8 @@ def resolve(config: ConfigDict, overrides: Mapping[str, str] | None = None) -> C
     """
     tree = config.to_dict()
     overrides = dict(overrides or {})
-    names = {key: value for key, value in overrides.items() if key.endswith(".name")}
-    for key in sorted(names, key=lambda key: key.count(".")):
-        _rename(tree, key.removesuffix(".name"), names[key])
+    for key in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
+        _insert(tree, key, overrides[key])
     for section in tree:
         if section not in SECTIONS:
             raise InputError(f"config: {not_found(section, SECTIONS)}")
@@ -43,28 +42,45 @@ def resolve(config: ConfigDict, overrides: Mapping[str, str] | None = None) -> C
         resolved[section] = _resolve_named(section, tree[section], builders)
     for section, builder in FIXED.items():
         resolved[section] = _resolve_options(section, tree.get(section, {}), builder)
-    for key, text in overrides.items():
-        if key not in names:
-            _override(resolved, key, text)
     result = ConfigDict(resolved)
     result.lock()
     return result
 
 
-def _rename(tree: dict[str, Any], section: str, name: str) -> None:
-    """Sets a section's builder; options of another builder are dropped."""
-    *above, last = section.split(".")
-    for part in above:
-        tree = tree.get(part) or {}
-    old = tree.get(last)
-    if not isinstance(old, dict) or old.get("name") != name:
-        tree[last] = {"name": name}
+class _Text(NamedTuple):
+    """A value from the command line, read once its type is known."""
+
+    text: str
+
+
+def _insert(tree: dict[str, Any], key: str, text: str) -> None:
+    """Puts an override into a tree; choosing another builder drops the options of the old one."""
+    *path, last = key.split(".")
+    if last != "name" or not path:
+        _descend(tree, path)[last] = _Text(text)
+        return
+    parent = _descend(tree, path[:-1])
+    old = parent.get(path[-1])
+    if not isinstance(old, dict) or old.get("name") != text:
+        parent[path[-1]] = {"name": text}
+
+
+def _descend(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The section at a path; a fixed section that the config file leaves out begins empty."""
+    where = "config"
+    for part in path:
+        if where == "config" and part in FIXED:
+            tree.setdefault(part, {})
+        if not isinstance(tree.get(part), dict):
+            raise InputError(f"{where}: {not_found(part, SECTIONS if where == 'config' else tree)}")
+        tree, where = tree[part], f"{where}.{part}"
+    return tree
 
 
 def _resolve_named(where: str, section: Any, builders: Builders) -> dict[str, Any]:
     """A section with a name, completed."""
     if not isinstance(section, dict) or "name" not in section:
-        raise InputError(f"config.{where}: expected a section with a 'name', got {section!r}")
+        raise InputError(f"config.{where}: expected a section with a 'name', got {_shown(section)}")
     name = section["name"]
     if name not in builders:
         raise InputError(f"config.{where}.name: {not_found(str(name), builders)}")
@@ -75,7 +91,7 @@ def _resolve_named(where: str, section: Any, builders: Builders) -> dict[str, An
 def _resolve_options(where: str, given: Any, builder: Callable) -> dict[str, Any]:
     """A builder's options, checked and completed."""
     if not isinstance(given, dict):
-        raise InputError(f"config.{where}: expected a section, got {given!r}")
+        raise InputError(f"config.{where}: expected a section, got {_shown(given)}")
     valid = options_of(builder)
     for key in given:
         if key not in valid:
@@ -91,39 +107,27 @@ def _resolve_options(where: str, given: Any, builder: Callable) -> dict[str, Any
         elif nested is not None:
             resolved[key] = None
         else:
-            resolved[key] = _checked(f"{where}.{key}", value, _plain_type(parameter.annotation))
+            resolved[key] = _checked(f"{where}.{key}", value, parameter.annotation)
     return resolved
 
 
-def _plain_type(annotation: Any) -> type:
-    """The type of a leaf: tuple for tuple[int, ...]."""
-    return typing.get_origin(annotation) or annotation
-
-
-def _checked(where: str, value: Any, expected: type) -> Any:
-    """A leaf of the expected type; whole numbers pass as floats, lists as tuples."""
+def _checked(where: str, value: Any, annotation: Any) -> Any:
+    """A leaf of the annotated type; whole numbers pass as floats, lists as tuples."""
+    expected = typing.get_origin(annotation) or annotation
+    if isinstance(value, _Text):
+        value = parse_value(value.text, expected, where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if expected is tuple and isinstance(value, list):
-        return tuple(value)
+    if expected is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(f"{where}[{i}]", each, typing.get_args(annotation)[0]) for i, each in enumerate(value))
     if not isinstance(value, expected) or (expected is not bool and isinstance(value, bool)):
         raise InputError(f"config.{where}: expected {expected.__name__}, got {value!r}")
     return value
 
 
-def _override(resolved: dict[str, Any], key: str, text: str) -> None:
-    """Sets a leaf of a resolved config from the command line."""
-    *above, last = key.split(".")
-    section, where = resolved, "config"
-    for part in above:
-        if not isinstance(section.get(part), dict):
-            raise InputError(f"{where}: {not_found(part, section)}")
-        section, where = section[part], f"{where}.{part}"
-    if last not in section:
-        raise InputError(f"{where}: {not_found(last, section)}")
-    if isinstance(section[last], dict) or section[last] is None:
-        raise InputError(f"{where}.{last}: is a section; set {where}.{last}.name")
-    section[last] = parse_value(text, type(section[last]), key)
+def _shown(value: Any) -> str:
+    """A value as it was given."""
+    return repr(value.text if isinstance(value, _Text) else value)
 
 
 def _builder_name(builder: Callable) -> str:
