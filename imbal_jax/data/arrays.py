@@ -4,6 +4,7 @@ import pathlib
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def arrays(*, path: str, dataset: str = "") -> Dataset:
         pixels of another type.
     """
     file = pathlib.Path(path).expanduser()
-    members = _read_members(file)
+    members = _read_members(file, _require_expected)
     splits = {
         split: Split(_as_images(f"x_{split}", members[f"x_{split}"]), _as_labels(members[f"y_{split}"]))
         for split in ("train", "test", "val")
@@ -49,8 +50,8 @@ def arrays(*, path: str, dataset: str = "") -> Dataset:
     )
 
 
-def _read_members(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, after checking that exactly the expected ones are there."""
+def _read_members(file: pathlib.Path, choose: Callable[[pathlib.Path, list[str]], list[str]]) -> dict[str, np.ndarray]:
+    """Arrays of an .npz by name: those of its members that `choose` returns, which may also refuse the file."""
     if not file.is_file():
         raise InputError(f"path: expected an .npz file, found none at {file.absolute()}")
     if not zipfile.is_zipfile(file):
@@ -64,16 +65,15 @@ def _read_members(file: pathlib.Path) -> dict[str, np.ndarray]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         with np.load(file, allow_pickle=False) as archive:
-            _require_expected(file, archive.files)
-            return {name: _read_member(file, archive, name) for name in archive.files}
+            return {name: _read_member(file, archive, name) for name in choose(file, archive.files)}
     except InputError:
         raise
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise InputError(f"path: {file.absolute()} is damaged or truncated: {error}") from error
 
 
-def _require_expected(file: pathlib.Path, names: list[str]) -> None:
-    """Refuses missing and unknown arrays."""
+def _require_expected(file: pathlib.Path, names: list[str]) -> list[str]:
+    """All arrays, or InputError if one is missing or unknown."""
     missing = [name for name in _REQUIRED if name not in names]
     if missing:
         raise InputError(f"path: {file.absolute()} lacks {', '.join(missing)}; {_EXPECTED}, found {', '.join(names)}")
@@ -83,6 +83,7 @@ def _require_expected(file: pathlib.Path, names: list[str]) -> None:
     unknown = [name for name in names if name not in _REQUIRED + _OPTIONAL]
     if unknown:
         raise InputError(f"path: {file.absolute()} holds unknown arrays {', '.join(unknown)}; {_EXPECTED}")
+    return names
 
 
 def _read_member(file: pathlib.Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -139,11 +140,28 @@ def numbered_classes(splits: list[Split]) -> tuple[str, ...]:
 def read_images(path: pathlib.Path) -> np.ndarray:
     """Images to predict on: the array `x` of an .npz file, or its only array.
 
+    Args:
+      path: the .npz file.
+
     Returns:
       [n, height, width, channels], uint8 or float32.
 
     Raises:
       InputError: the file is missing or damaged, has several arrays and none is `x`, holds pickled objects, or the
-        images have another type, no examples, or NaN or infinite pixels.
+        images have another type or rank, no examples, or NaN or infinite pixels.
     """
-    raise InputError("x")
+    ((name, array),) = _read_members(path.expanduser(), _only_images).items()
+    images = _as_images(name, array)
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"{name}: expected images [n, height, width, channels], n >= 1, got shape {images.shape}")
+    bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
+    if len(bad):
+        raise InputError(f"{name}: NaN or infinite pixels in {len(bad)} images, first at index {int(bad[0])}")
+    return images
+
+
+def _only_images(file: pathlib.Path, names: list[str]) -> list[str]:
+    """The array to predict on."""
+    if "x" in names or len(names) == 1:
+        return ["x"] if "x" in names else names
+    raise InputError(f"path: expected the array x in {file}, or a single array, found {', '.join(names) or 'none'}")

@@ -49,6 +49,7 @@ def faults(dataset: Dataset) -> list[str]:
 def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
     """The faults of one split."""
     images, labels = split
+    name = "val" if name == "validation" else name  # as in the arrays of an .npz
     found = []
     if images.ndim != 4:
         found.append(f"x_{name}: expected [examples, height, width, channels], got shape {images.shape}")
@@ -71,7 +72,7 @@ def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
     if images.dtype == object or not np.issubdtype(images.dtype, np.number):
         found.append(f"x_{name}: expected numbers, got {images.dtype}")
     elif np.issubdtype(images.dtype, np.floating):
-        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
         if len(bad):
             found.append(f"x_{name}: NaN or infinite pixels in {len(bad)} images, first at index {int(bad[0])}")
     return found

@@ -28,6 +28,7 @@ _DAMAGE = (
     OSError,
     ValueError,
     LookupError,
+    ImportError,  # an unknown kind of feature
     AttributeError,
     TypeError,
     OverflowError,

@@ -33,31 +33,37 @@ class BatchNorm(nn.Module):
           InputError: training on a single value per channel, whose variance is undefined.
         """
         channels = inputs.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean, variance = running_mean.value, running_var.value
         if train and not self.is_initializing():
             count = _values_per_channel(inputs)
             mean, variance = _moments(inputs)
             if self.is_mutable_collection("batch_stats"):
                 unbiased = variance * (count / (count - 1))
-                running_mean.value = (1 - self.momentum) * running_mean.value + self.momentum * mean
-                running_var.value = (1 - self.momentum) * running_var.value + self.momentum * unbiased
+                running_mean.value = self._blend(running_mean.value, mean)
+                running_var.value = self._blend(running_var.value, unbiased)
         # Written like this, with explicit broadcast axes, kfac_jax recognises a normalisation layer. On two CPU cores a
-        # training step of ResNet-32 (batch 64) takes 0.311 s; 0.313 s with flax.linen.BatchNorm, 0.302 s with a
-        # gradient of our own, 0.288 s as x * a + b with b = bias - mean * a, which cancels for a large mean.
+        # training step of ResNet-32 (batch 64, fastest of 12) takes 0.302 s; 0.299 s with flax.linen.BatchNorm, 0.301 s
+        # with a gradient of our own, 0.292 s as x * a + b with b = bias - mean * a, which cancels for a large mean.
         per_channel = (1,) * (inputs.ndim - 1) + (channels,)
         multiplier = lax.rsqrt(variance.reshape(per_channel) + self.epsilon) * scale.reshape(per_channel)
         return (inputs - mean.reshape(per_channel)) * multiplier + bias.reshape(per_channel)
+
+    def _blend(self, running: Array, batch: Array) -> Array:
+        """The running statistic after one more batch, in its own dtype."""
+        return ((1 - self.momentum) * running + self.momentum * batch).astype(running.dtype)
 
 
 def _values_per_channel(inputs: Array) -> int:
     """The number of values of each channel, or InputError where they have no variance."""
     count = math.prod(inputs.shape[:-1])
     if count < 2:
-        raise InputError(f"batch norm: expected at least 2 values per channel in training, got inputs of {inputs.shape}")
+        raise InputError(
+            f"batch norm: expected at least 2 values per channel in training, got inputs of {inputs.shape}"
+        )
     return count
 
 

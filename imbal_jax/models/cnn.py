@@ -1,0 +1,57 @@
+"""A small convolutional network."""
+
+from flax import linen as nn
+
+from imbal_jax.models.batch_norm import BatchNorm
+from imbal_jax.models.convolution import Convolution3x3
+from imbal_jax.models.heads import check_classifier, check_images, check_size, classify
+from imbal_jax.models.initialisers import kaiming_normal
+from imbal_jax.models.pooling import global_average_pool, max_pool_2x2
+from imbal_jax.types import Array
+
+
+class CNN(nn.Module):
+    """Two stages of convolution, batch normalisation, ReLU and pooling; see `cnn`."""
+
+    num_classes: int
+    width: int
+    classifier: str
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+        """Maps images [batch, height, width, channels] to logits [batch, num_classes] and features."""
+        check_images(images, least_side=4)
+        hidden = images
+        for layer, channels in enumerate((self.width, 2 * self.width), start=1):
+            convolution = Convolution3x3(
+                channels, use_bias=False, kernel_init=kaiming_normal("fan_in"), name=f"convolution{layer}"
+            )
+            hidden = nn.relu(BatchNorm(name=f"norm{layer}")(convolution(hidden), train))
+            hidden = max_pool_2x2(hidden)
+        features = global_average_pool(hidden)
+        return classify(features, self.classifier, self.num_classes), features
+
+
+def cnn(num_classes: int, *, width: int = 16, classifier: str = "linear") -> nn.Module:
+    """A small convolutional network for quick studies: 5,226 parameters for 8x8 grey digits and width 16.
+
+    Two 3x3 convolutions with width and 2 width channels, each with batch normalisation, ReLU and a 2x2 max pool,
+    then the average over positions; a dense layer in its place nearly triples the parameters and did no better on
+    the digits.
+
+    Args:
+      num_classes: the number of logits.
+      width: channels of the first convolution.
+      classifier: "linear" or "cosine".
+
+    Returns:
+      A module applied as `apply(variables, images, train=...)`, images [batch, height, width, channels]
+      standardised, height and width >= 4, that returns (logits [batch, num_classes], features [batch, 2 width]).
+      In training it updates the collection "batch_stats".
+
+    Raises:
+      InputError: an argument is out of its range; when applied, the images are not of the shape above.
+    """
+    check_classifier(num_classes, classifier)
+    check_size("width", width)
+    return CNN(num_classes, width, classifier)

@@ -1,5 +1,7 @@
 """The classifier layers, and the checks of what all image models take."""
 
+from numbers import Integral, Real
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn.initializers import Initializer
@@ -37,7 +39,7 @@ class CosineClassifier(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """The cosines [batch, num_classes] of `features` [batch, num_features]."""
-        kernel = self.param("kernel", unit_columns, (features.shape[-1], self.num_classes))
+        kernel = self.param("kernel", unit_columns, (features.shape[-1], self.num_classes), jnp.float32)
         return normalise(features, axis=-1) @ normalise(kernel, axis=0)
 
 
@@ -88,7 +90,7 @@ def check_size(name: str, value: int, *, least: int = 1) -> None:
     Raises:
       InputError: value is not a whole number >= least.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}: expected a whole number >= {least}, got {value!r}")
 
 
@@ -98,7 +100,7 @@ def check_dropout(rate: float) -> None:
     Raises:
       InputError: rate is not a number in [0, 1).
     """
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+    if not isinstance(rate, Real) or not 0 <= rate < 1:
         raise InputError(f"dropout: expected a rate in [0, 1), got {rate!r}")
 
 

@@ -13,7 +13,7 @@ from imbal_jax.types import Array
 
 
 def kaiming_normal(fan: Literal["fan_in", "fan_out"]) -> Initializer:
-    """N(0, 2 / fan), not truncated, for layers before a ReLU (He et al. 2015, Eq. 10 for fan_in, Eq. 14 for fan_out)."""
+    """N(0, 2 / fan), not truncated, for layers before a ReLU (He et al. 2015, Eq. 10 and 14)."""
     return jax.nn.initializers.variance_scaling(2.0, fan, "normal")
 
 

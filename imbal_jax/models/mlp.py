@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 
+from imbal_jax.errors import InputError
 from imbal_jax.models.heads import check_classifier, check_dropout, check_images, check_size, classify
 from imbal_jax.models.initialisers import bias_uniform, fan_in_uniform
 from imbal_jax.types import Array
@@ -55,6 +56,8 @@ def mlp(
       InputError: an argument is out of its range; when applied, the images are not of the shape above.
     """
     check_classifier(num_classes, classifier)
+    if not isinstance(hidden, tuple | list):
+        raise InputError(f"hidden: expected a tuple of layer sizes, got {hidden!r}")
     for width in hidden:
         check_size("hidden", width)
     check_dropout(dropout)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.models.batch_norm import BatchNorm
+from imbal_jax.models.convolution import Convolution3x3
 from imbal_jax.models.heads import check_classifier, check_images, check_size, classify
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool
@@ -12,17 +13,9 @@ from imbal_jax.types import Array
 _BLOCKS_PER_STAGE = 5
 
 
-def _convolution(channels: int, stride: int, name: str) -> nn.Conv:
-    """A 3x3 convolution without bias. "SAME" would pad the right and bottom only at stride 2; the papers pad all."""
-    return nn.Conv(
-        channels,
-        (3, 3),
-        strides=stride,
-        padding=1,
-        use_bias=False,
-        kernel_init=kaiming_normal("fan_in"),
-        name=name,
-    )
+def _convolution(channels: int, stride: int, name: str) -> Convolution3x3:
+    """A 3x3 convolution without bias."""
+    return Convolution3x3(channels, stride, use_bias=False, kernel_init=kaiming_normal("fan_in"), name=name)
 
 
 def shortcut(images: Array, channels: int, stride: int) -> Array:

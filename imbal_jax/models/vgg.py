@@ -3,6 +3,7 @@
 from flax import linen as nn
 
 from imbal_jax.models.batch_norm import BatchNorm
+from imbal_jax.models.convolution import Convolution3x3
 from imbal_jax.models.heads import check_classifier, check_dropout, check_images, classify
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool, max_pool_2x2
@@ -28,8 +29,8 @@ class VGG11(nn.Module):
         for stage in _STAGES:
             for channels in stage:
                 layer += 1
-                convolution = nn.Conv(
-                    channels, (3, 3), padding=1, kernel_init=kaiming_normal("fan_out"), name=f"convolution{layer}"
+                convolution = Convolution3x3(
+                    channels, kernel_init=kaiming_normal("fan_out"), name=f"convolution{layer}"
                 )
                 hidden = nn.relu(BatchNorm(name=f"norm{layer}")(convolution(hidden), train))
             hidden = max_pool_2x2(hidden)

@@ -1,0 +1,57 @@
+"""3x3 convolutions that are fast on every backend."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+
+from imbal_jax.types import Array
+
+# XLA's CPU backend convolves 2x2 images with a naive loop: for 512 to 512 channels and batch 32, forward and backward
+# took 694 ms on two cores, as a product of patches 10 ms; a step of VGG11-BN went from about 3 s to 0.25 s. At 4x4 the
+# two are equal for many channels, and the convolution is faster for few.
+_LARGEST_PATCHED_SIDE = 2
+
+
+class Convolution3x3(nn.Module):
+    """A 3x3 convolution with zero padding 1 on all sides, as PyTorch's nn.Conv2d(..., 3, stride, padding=1).
+
+    Attributes:
+      features: output channels.
+      stride: in both directions.
+      use_bias: whether to add a bias, initialised to zero.
+      kernel_init: initialiser of the kernel [3, 3, channels, features].
+    """
+
+    features: int
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, features], rounded up."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, images.shape[-1], self.features))
+        small = max(images.shape[1:3]) <= _LARGEST_PATCHED_SIDE and self.stride == 1
+        if small and jax.default_backend() == "cpu":
+            result = _convolve_patches(images, kernel)
+        else:
+            result = jax.lax.conv_general_dilated(
+                images,
+                kernel,
+                (self.stride, self.stride),
+                ((1, 1), (1, 1)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        if self.use_bias:
+            result = result + self.param("bias", nn.initializers.zeros, (self.features,))
+        return result
+
+
+def _convolve_patches(images: Array, kernel: Array) -> Array:
+    """The convolution with stride 1 as one product of every pixel's 3x3 neighbourhood and the kernel."""
+    batch, height, width, _ = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+    patches = jnp.concatenate(shifted, axis=-1).reshape(batch * height * width, -1)
+    return (patches @ kernel.reshape(-1, kernel.shape[-1])).reshape(batch, height, width, -1)
