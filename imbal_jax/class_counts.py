@@ -47,8 +47,8 @@ def class_counts(counts, *, empty_classes: EmptyClasses = "refuse") -> ClassCoun
 
     Args:
       counts: examples per class, [num_classes]; a `ClassCounts` passes through unchanged.
-      empty_classes: "refuse" raises on a class without examples; "mask" keeps it with weight 0, no margin and
-        a logit that the training softmax ignores.
+      empty_classes: "refuse" raises on a class without examples; "mask" keeps it: corrections that know
+        the counts give it weight 0 and no margin, and those that shift logits by the prior take it out of the softmax.
 
     Returns:
       The validated counts.
@@ -61,11 +61,14 @@ def class_counts(counts, *, empty_classes: EmptyClasses = "refuse") -> ClassCoun
         return counts
     if empty_classes not in ("refuse", "mask"):
         raise InputError(f"empty_classes: expected 'refuse' or 'mask', got {empty_classes!r}")
-    array = np.asarray(counts)
+    try:
+        array = np.asarray(counts)
+        as_float = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"class counts: expected a vector of whole numbers, got {counts!r}") from None
     if array.ndim != 1 or len(array) < 2:
         raise InputError(f"class counts: expected a vector of at least two classes, got shape {array.shape}")
-    as_float = array.astype(np.float64)
-    if not np.isfinite(as_float).all() or (as_float != np.floor(as_float)).any() or (as_float < 0).any():
+    if not (as_float < 2**53).all() or (as_float != np.floor(as_float)).any() or (as_float < 0).any():
         raise InputError(f"class counts: expected whole numbers >= 0, got {array.tolist()}")
     whole = array.astype(np.int64)
     if whole.sum() == 0:

@@ -1,6 +1,7 @@
 """The errors a user can cause, told in one line."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,30 @@ class CheckpointError(InputError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+_INTERVALS = {
+    ">= 0": lambda value: value >= 0,
+    "> 0": lambda value: value > 0,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+}
+
+
+def check_number(name: str, value: float, interval: str) -> float:
+    """Returns a finite number in an interval.
+
+    Args:
+      name: of the argument, for the message.
+      value: to check.
+      interval: ">= 0", "> 0", "in [0, 1)" or "in [0, 1]".
+
+    Raises:
+      InputError: the value is outside, infinite or NaN.
+    """
+    if not (math.isfinite(value) and _INTERVALS[interval](value)):
+        raise InputError(f"{name}: expected a number {interval}, got {value}")
+    return value
 
 
 def choose(methods: Mapping[str, Any], name: str) -> Any:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from imbal_jax.corrections.weights import cross_entropy
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
-# Progress is a float32 quotient of steps; a switch must not slip by a step because the quotient rounds down.
-_PROGRESS_ROUNDING = 1e-6
+# Progress is a float32 quotient of steps; a switch must not slip by a step because the quotient rounds down. Two
+# units in the last place: runs of up to four million steps switch at the exact step.
+_PROGRESS_ROUNDING = 2.5e-7
 
 
 def chain(*corrections: Correction) -> Correction:
@@ -62,16 +63,17 @@ def deferred(*, after: Correction, at: float = 0.5, before: Correction | None = 
 
     Args:
       after: the correction from the switch on.
-      at: fraction of training, in [0, 1]; the first step with progress >= at is corrected by `after`. The thesis
-        uses 0.5, the published LDAM-DRW 0.8 (0-based epoch 160 of 200).
+      at: fraction of training, in [0, 1]; the first step with progress >= at is corrected by `after`, none if at is
+        1. The thesis uses 0.5, the published LDAM-DRW 0.8 (0-based epoch 160 of 200).
       before: the correction until the switch; cross-entropy when absent.
 
     Raises:
       InputError: at is outside [0, 1].
     """
-    if not 0.0 <= at <= 1.0:
-        raise InputError(f"at: expected a fraction of training in [0, 1], got {at}")
+    check_number("at", at, "in [0, 1]")
     earlier = cross_entropy() if before is None else before
+    if at == 1.0:
+        return earlier
 
     def switched(progress) -> Array:
         return jnp.asarray(progress) >= at - _PROGRESS_ROUNDING

@@ -6,7 +6,7 @@ import numpy as np
 
 from imbal_jax.class_counts import ClassCounts, class_counts
 from imbal_jax.corrections.weights import keep_logits
-from imbal_jax.errors import InputError
+from imbal_jax.errors import check_number
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
 # The log prior of a masked class, finite so that no gradient meets infinity: exp of it is 0 in every precision.
@@ -34,32 +34,34 @@ def ldam(counts, *, max_margin: float = 0.5, scale: float = 30.0) -> Correction:
     Raises:
       InputError: a class is empty, max_margin < 0 or scale <= 0.
     """
-    if not max_margin >= 0:
-        raise InputError(f"max_margin: expected a number >= 0, got {max_margin}")
-    if not scale > 0:
-        raise InputError(f"scale: expected a number > 0, got {scale}")
-    margins = ldam_margins(class_counts(counts), max_margin)
+    check_number("max_margin", max_margin, ">= 0")
+    check_number("scale", scale, "> 0")
+    counts = class_counts(counts)
+    margins = ldam_margins(counts, max_margin)
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
         logits = prediction.logits
         margin = jnp.asarray(margins, logits.dtype)[labels]
         truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        ones = jnp.ones(labels.shape, logits.dtype)
-        return Corrected(scale * (logits - margin[:, None] * truth), ones, ones)
+        weights = jnp.asarray(counts.present, logits.dtype)[labels]
+        return Corrected(scale * (logits - margin[:, None] * truth), weights, jnp.ones_like(weights))
 
     return Correction(correct, lambda logits, progress: scale * logits)
 
 
-def _affine(multiplier: np.ndarray, shift: np.ndarray) -> Correction:
-    """Cross-entropy of multiplier_c z_c + shift_c in training; inference sees the raw logits."""
+def _affine(multiplier: np.ndarray, shift: np.ndarray, present: np.ndarray) -> Correction:
+    """Cross-entropy of multiplier_c z_c + shift_c in training; inference sees the raw logits.
+
+    Examples of masked classes, which a validation set can have, weigh nothing: their loss would be infinite.
+    """
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
         logits = prediction.logits
         adjusted = jnp.asarray(multiplier, logits.dtype) * logits + jnp.asarray(shift, logits.dtype)
-        ones = jnp.ones(labels.shape, logits.dtype)
-        return Corrected(adjusted, ones, ones)
+        weights = jnp.asarray(present, logits.dtype)[labels]
+        return Corrected(adjusted, weights, jnp.ones_like(weights))
 
     return Correction(correct, keep_logits)
 
@@ -82,7 +84,7 @@ def logit_adjustment(counts, *, tau: float = 1.0) -> Correction:
     Raises:
       InputError: a class is empty or tau < 0.
     """
-    return vector_scaling(counts, multiplicative=0.0, additive=_non_negative("tau", tau))
+    return vector_scaling(counts, multiplicative=0.0, additive=check_number("tau", tau, ">= 0"))
 
 
 def class_dependent_temperatures(counts, *, multiplicative: float = 0.3) -> Correction:
@@ -112,14 +114,8 @@ def vector_scaling(counts, *, multiplicative: float = 0.3, additive: float = 1.0
       InputError: a class is empty or a strength is negative.
     """
     counts = class_counts(counts)
-    exponent = _non_negative("multiplicative", multiplicative)
+    exponent = check_number("multiplicative", multiplicative, ">= 0")
     occupied = np.where(counts.present, counts.counts, counts.counts.max()).astype(np.float64)
     multiplier = (occupied / occupied.max()) ** exponent
-    return _affine(multiplier, _log_prior(counts, _non_negative("additive", additive)))
-
-
-def _non_negative(name: str, value: float) -> float:
-    """Returns the value, or raises InputError."""
-    if not value >= 0:
-        raise InputError(f"{name}: expected a number >= 0, got {value}")
-    return value
+    shift = _log_prior(counts, check_number("additive", additive, ">= 0"))
+    return _affine(multiplier, shift, counts.present)

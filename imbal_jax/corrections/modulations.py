@@ -6,13 +6,17 @@ import numpy as np
 
 from imbal_jax.corrections.compose import chain
 from imbal_jax.corrections.weights import inverse_frequency, keep_logits
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
 
 def probability_of_error(logits: Array, labels: Array) -> Array:
-    """1 - p_y of each example, [batch], exact near 0: -expm1(-CE)."""
+    """1 - p_y of each example, [batch], as -expm1(-CE).
+
+    It carries the rounding of the cross-entropy, so that quotients of the two keep their limits: CE / (1 - p_y) tends to
+    1 for fitted examples, also in float32.
+    """
     return -jnp.expm1(-cross_entropy_losses(logits, labels))
 
 
@@ -39,8 +43,7 @@ def focal(*, gamma: float = 1.0) -> Correction:
     Raises:
       InputError: gamma < 0.
     """
-    if not gamma >= 0:
-        raise InputError(f"gamma: expected a number >= 0, got {gamma}")
+    check_number("gamma", gamma, ">= 0")
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
@@ -80,10 +83,8 @@ def influence(*, alpha: float = 1000.0, epsilon: float = 1e-3, stop_gradient_fac
     Raises:
       InputError: alpha or epsilon is not positive. On use: the model returned no features.
     """
-    if not alpha > 0:
-        raise InputError(f"alpha: expected a number > 0, got {alpha}")
-    if not epsilon > 0:
-        raise InputError(f"epsilon: expected a number > 0, got {epsilon}")
+    check_number("alpha", alpha, "> 0")
+    check_number("epsilon", epsilon, "> 0")
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress

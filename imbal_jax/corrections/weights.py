@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imbal_jax.class_counts import ClassCounts, class_counts
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
 Normalization = Literal["mean_one", "sum_one", "none"]
@@ -51,8 +51,7 @@ def effective_number_weights(
     Raises:
       InputError: beta is outside [0, 1).
     """
-    if not 0.0 <= beta < 1.0:
-        raise InputError(f"beta: expected a number in [0, 1), got {beta}")
+    check_number("beta", beta, "in [0, 1)")
     occupied = np.where(counts.present, counts.counts, 1).astype(np.float64)
     with np.errstate(divide="ignore"):  # beta = 0: log 0 = -inf, and expm1(-inf) = -1 is the right limit
         effective = -np.expm1(occupied * np.log(beta)) / (1.0 - beta)
@@ -103,8 +102,7 @@ def inverse_frequency(counts, *, power: float = 1.0, normalization: str = "mean_
     Raises:
       InputError: a class is empty, power < 0 or the normalization is unknown.
     """
-    if power < 0:
-        raise InputError(f"power: expected a number >= 0, got {power}")
+    check_number("power", power, ">= 0")
     return weighted(
         inverse_frequency_weights(class_counts(counts), power=power, normalization=normalization)  # type: ignore[arg-type]
     )

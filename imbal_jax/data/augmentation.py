@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from imbal_jax.errors import InputError
+from imbal_jax.errors import check_number
 from imbal_jax.types import Array
 
 Augmentation = Callable[[Array, Array], Array]  # (key, raw images [batch, height, width, channels]) -> the same
@@ -28,8 +28,7 @@ def crop_flip(*, padding: int = 4, flip: bool = True) -> Augmentation:
     Raises:
       InputError: padding < 0.
     """
-    if padding < 0:
-        raise InputError(f"padding: expected a number >= 0, got {padding}")
+    check_number("padding", padding, ">= 0")
 
     def augment(key: Array, images: Array) -> Array:
         crop_key, flip_key = jax.random.split(key)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 _PILOT_DRAWS = 20_000
 _BATCH = 100_000
@@ -81,10 +81,8 @@ def dirichlet_counts(
 def _check(alpha: float, total: int, min_count: int, available: np.ndarray) -> None:
     """Refuses what is impossible, with the arithmetic."""
     num_classes = len(available)
-    if not alpha > 0 or not np.isfinite(alpha):
-        raise InputError(f"alpha: expected a number > 0, got {alpha}")
-    if min_count < 0:
-        raise InputError(f"min_count: expected a number >= 0, got {min_count}")
+    check_number("alpha", alpha, "> 0")
+    check_number("min_count", min_count, ">= 0")
     if num_classes * (min_count + 1) > total:
         raise InputError(
             f"min_count: {num_classes} classes with more than {min_count} examples each need at least {num_classes} x"

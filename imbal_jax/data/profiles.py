@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from imbal_jax.data.dirichlet import dirichlet_counts
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 Profile = Callable[[np.ndarray], np.ndarray]
 
@@ -34,8 +34,7 @@ def balanced(*, per_class: int = 0) -> Profile:
     Raises:
       InputError: per_class < 0. On use: a class has fewer.
     """
-    if per_class < 0:
-        raise InputError(f"per_class: expected a number >= 0, got {per_class}")
+    check_number("per_class", per_class, ">= 0")
 
     def wanted(available: np.ndarray) -> np.ndarray:
         count = per_class or int(np.min(available))
@@ -57,10 +56,8 @@ def dirichlet(*, alpha: float = 1.0, total: int = 0, min_count: int = 100, seed:
     Raises:
       InputError: alpha <= 0 or total < 0. On use: the bound is impossible, with the arithmetic.
     """
-    if not alpha > 0:
-        raise InputError(f"alpha: expected a number > 0, got {alpha}")
-    if total < 0:
-        raise InputError(f"total: expected a number >= 0, got {total}")
+    check_number("alpha", alpha, "> 0")
+    check_number("total", total, ">= 0")
 
     def wanted(available: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 
 class Horizon(NamedTuple):
@@ -53,7 +53,7 @@ def linear(
     Raises:
       InputError: an argument is out of range.
     """
-    _fraction("end_factor", end_factor)
+    check_number("end_factor", end_factor, "in [0, 1]")
 
     def factor(step, progress):
         return 1.0 - (1.0 - end_factor) * progress
@@ -75,7 +75,7 @@ def cosine(
     Raises:
       InputError: an argument is out of range.
     """
-    _fraction("end_factor", end_factor)
+    check_number("end_factor", end_factor, "in [0, 1]")
 
     def factor(step, progress):
         return end_factor + (1.0 - end_factor) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
@@ -107,8 +107,8 @@ def multi_step(
         raise InputError(f"factors: expected one per boundary ({len(boundaries)}), got {tuple(factors)}")
     if list(boundaries) != sorted(set(boundaries)):
         raise InputError(f"boundaries: expected ascending epochs, got {tuple(boundaries)}")
-    if any(not factor >= 0 for factor in factors):
-        raise InputError(f"factors: expected numbers >= 0, got {tuple(factors)}")
+    for factor in factors:
+        check_number("factors", factor, ">= 0")
     # Boundaries become steps on the host, so that no rounding on the device can move them.
     steps = np.ceil(np.asarray(boundaries, np.float64) * horizon.steps_per_epoch - 1e-9).astype(np.int64)
     table = jnp.asarray([1.0, *factors])
@@ -121,8 +121,7 @@ def multi_step(
 
 def _schedule(horizon: Horizon, learning_rate: float, warmup_epochs: int, factor) -> optax.Schedule:
     """Warm-up by whole epochs times a factor of the step and of the progress since the warm-up, in [0, 1]."""
-    if not learning_rate > 0:
-        raise InputError(f"learning_rate: expected a number > 0, got {learning_rate}")
+    check_number("learning_rate", learning_rate, "> 0")
     warmup_steps = warmup_epochs * horizon.steps_per_epoch
     if not 0 <= warmup_steps <= horizon.total_steps:
         raise InputError(f"warmup_epochs: expected 0 to the number of epochs, got {warmup_epochs}")
@@ -134,9 +133,3 @@ def _schedule(horizon: Horizon, learning_rate: float, warmup_epochs: int, factor
         return jnp.asarray(learning_rate * warmup * factor(count, progress), jnp.float32)
 
     return schedule
-
-
-def _fraction(name: str, value: float) -> None:
-    """Raises InputError unless the value is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name}: expected a number in [0, 1], got {value}")

@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 
 def sgd(
@@ -31,8 +31,7 @@ def sgd(
     Raises:
       InputError: an argument is out of range.
     """
-    if not 0.0 <= momentum < 1.0:
-        raise InputError(f"momentum: expected a number in [0, 1), got {momentum}")
+    check_number("momentum", momentum, "in [0, 1)")
     if nesterov and not momentum:
         raise InputError("nesterov: needs momentum > 0, got momentum 0")
     decay = _decay(weight_decay, decay_vectors)
@@ -67,11 +66,9 @@ def adamw(
     Raises:
       InputError: an argument is out of range.
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        if not 0.0 <= value < 1.0:
-            raise InputError(f"{name}: expected a number in [0, 1), got {value}")
-    if not eps > 0:
-        raise InputError(f"eps: expected a number > 0, got {eps}")
+    check_number("b1", b1, "in [0, 1)")
+    check_number("b2", b2, "in [0, 1)")
+    check_number("eps", eps, "> 0")
     decay = _decay(weight_decay, decay_vectors)
     scale = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     return optax.chain(*_clip(clip_norm), scale, *decay, optax.scale_by_learning_rate(learning_rate))
@@ -79,9 +76,7 @@ def adamw(
 
 def _decay(weight_decay: float, decay_vectors: bool) -> list[optax.GradientTransformation]:
     """Adds weight_decay times the parameters, or nothing."""
-    if not weight_decay >= 0:
-        raise InputError(f"weight_decay: expected a number >= 0, got {weight_decay}")
-    if not weight_decay:
+    if not check_number("weight_decay", weight_decay, ">= 0"):
         return []
     mask = None if decay_vectors else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     return [optax.add_decayed_weights(weight_decay, mask)]
@@ -89,6 +84,4 @@ def _decay(weight_decay: float, decay_vectors: bool) -> list[optax.GradientTrans
 
 def _clip(clip_norm: float) -> list[optax.GradientTransformation]:
     """Clips the global norm, or nothing."""
-    if not clip_norm >= 0:
-        raise InputError(f"clip_norm: expected a number >= 0, got {clip_norm}")
-    return [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return [optax.clip_by_global_norm(clip_norm)] if check_number("clip_norm", clip_norm, ">= 0") else []

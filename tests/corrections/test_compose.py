@@ -194,7 +194,7 @@ def test_the_switch_happens_at_its_step_whatever_the_length_of_training(fraction
         assert weights == [1.0, 2.0], total_steps
 
 
-@pytest.mark.parametrize("at", [0.1, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.8, 0.999])
 def test_a_quotient_that_an_accelerator_rounds_down_still_switches(at):
     """Divisions on accelerators may be wrong in the last two digits of a float32."""
     two_below = np.nextafter(np.nextafter(np.float32(at), np.float32(0)), np.float32(0))
@@ -204,5 +204,5 @@ def test_a_quotient_that_an_accelerator_rounds_down_still_switches(at):
 
 @pytest.mark.parametrize("at", [-0.01, 1.01, float("nan"), 160])
 def test_fraction_outside_training_is_told(at):
-    with pytest.raises(InputError, match=rf"^at: expected a fraction of training in \[0, 1\], got {at}$"):
+    with pytest.raises(InputError, match=rf"^at: expected a number in \[0, 1\], got {at}$"):
         deferred(after=cross_entropy(), at=at)

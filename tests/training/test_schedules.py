@@ -82,13 +82,22 @@ def test_schedule_of_cao_et_al():
     np.testing.assert_allclose(at_all_steps(schedule, np.arange(600)), np.repeat(by_epoch, 3), rtol=2e-6, atol=0)
 
 
-def test_boundaries_are_exact_where_the_device_would_round():
-    # 0.29 * 100 epochs is 28.999999999999996 of them; in float32 fractions of long runs go wrong by whole steps.
-    horizon = Horizon(steps_per_epoch=1_000_003, epochs=100)
-    schedule = schedules.multi_step(horizon, learning_rate=1.0, boundaries=(0.29 * 100, 99), factors=(0.5, 0.25))
-    first, second = 29 * 1_000_003, 99 * 1_000_003
-    rates = at_all_steps(schedule, [first - 1, first, second - 1, second])
+def test_boundaries_are_exact_where_numbers_are_rounded():
+    # 0.55 * 200 is 110.00000000000001, and 0.29 * 100 is 28.999999999999996.
+    horizon = Horizon(steps_per_epoch=7, epochs=200)
+    schedule = schedules.multi_step(
+        horizon, learning_rate=1.0, boundaries=(0.29 * 100, 0.55 * 200), factors=(0.5, 0.25)
+    )
+    rates = at_all_steps(schedule, [29 * 7 - 1, 29 * 7, 110 * 7 - 1, 110 * 7])
     np.testing.assert_array_equal(rates, np.array([1.0, 0.5, 0.5, 0.25], np.float32))
+
+
+def test_boundaries_are_exact_where_the_device_would_round():
+    # float32 cannot tell these steps apart.
+    horizon = Horizon(steps_per_epoch=1_000_003, epochs=100)
+    schedule = schedules.multi_step(horizon, learning_rate=1.0, boundaries=(99,), factors=(0.5,))
+    rates = at_all_steps(schedule, [99 * 1_000_003 - 1, 99 * 1_000_003])
+    np.testing.assert_array_equal(rates, np.array([1.0, 0.5], np.float32))
 
 
 def test_no_boundaries_is_constant():
