@@ -96,7 +96,7 @@ def _resolve_options(where: str, given: Any, builder: Callable) -> dict[str, Any
     for key in given:
         if key not in valid:
             raise InputError(f"config.{where}: {_builder_name(builder)} takes {not_found(key, valid)}")
-    resolved = {}
+    resolved: dict[str, Any] = {}
     for key, parameter in valid.items():
         if key not in given and parameter.default is inspect.Parameter.empty:
             raise InputError(f"config.{where}.{key}: {_builder_name(builder)} needs this option")

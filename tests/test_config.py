@@ -53,7 +53,11 @@ def test_required_options_may_come_from_the_command_line():
 
 
 def test_nested_corrections_are_resolved_and_overridden():
-    overrides = {"correction.weight.at": "0.25", "correction.modulation.name": "focal", "correction.modulation.gamma": "2"}
+    overrides = {
+        "correction.weight.at": "0.25",
+        "correction.modulation.name": "focal",
+        "correction.modulation.gamma": "2",
+    }
     config = resolve(load_config(f"{DIGITS}:ldam_drw"), overrides)
     assert config.correction.weight.at == 0.25
     assert config.correction.modulation.to_dict() == {"name": "focal", "gamma": 2.0}
@@ -95,7 +99,7 @@ def test_unknown_and_missing_sections_are_told():
 
 @pytest.mark.parametrize("text", ["", "a", "0,0", "-1", "4294967296", "0.5"])
 def test_faulty_seeds_are_told(text):
-    with pytest.raises(InputError, match="config.seeds: expected different whole numbers"):
+    with pytest.raises(InputError, match=r"config\.seeds: expected different whole numbers"):
         seeds_of(resolve(load_config(DIGITS), {"seeds": text}))
 
 
@@ -106,7 +110,11 @@ def test_seeds_are_read_in_any_brackets():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--foo=1"], "unknown argument '--foo=1'"), (["--config.a.b"], "expected a value"), (["x"], "unknown argument 'x'")],
+    [
+        (["--foo=1"], "unknown argument '--foo=1'"),
+        (["--config.a.b"], "expected a value"),
+        (["x"], "unknown argument 'x'"),
+    ],
 )
 def test_faulty_arguments_are_told(arguments, message):
     with pytest.raises(InputError, match=message):
@@ -164,7 +172,9 @@ def test_a_sampler_with_class_weights_warns():
 
 @pytest.mark.parametrize("method", ["baseline", "focal", "ldam", "logit_adjustment"])
 def test_a_sampler_without_class_weights_does_not_warn(method):
-    build_experiment(resolve(load_config(f"{DIGITS}:{method}"), {"model.name": "mlp", "sampler.name": "class_balanced"}))
+    build_experiment(
+        resolve(load_config(f"{DIGITS}:{method}"), {"model.name": "mlp", "sampler.name": "class_balanced"})
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +190,10 @@ def test_a_sampler_without_class_weights_does_not_warn(method):
         ({"profile.alpha": "0"}, "alpha: expected a number > 0"),
         ({"profile.min_count": "60"}, r"min_count: 10 classes .* 10 x 61 = 610 examples, but total is 500"),
         ({"profile.name": "long_tail", "profile.ratio": "0.01"}, "ratio: .* got 0.01; did you mean 100"),
-        ({"profile.name": "counts", "profile.counts": "(5,5,5,5,5,5,5,5,5,0)"}, r"classes \[9\] have no training example"),
+        (
+            {"profile.name": "counts", "profile.counts": "(5,5,5,5,5,5,5,5,5,0)"},
+            r"classes \[9\] have no training example",
+        ),
         ({"evaluation.tail_below": "1000"}, "evaluation.tail_below"),
     ],
 )

@@ -14,8 +14,8 @@ from imbal_jax.types import Array, Corrected, Correction, Prediction
 def probability_of_error(logits: Array, labels: Array) -> Array:
     """1 - p_y of each example, [batch], as -expm1(-CE).
 
-    It carries the rounding of the cross-entropy, so that quotients of the two keep their limits: CE / (1 - p_y) tends to
-    1 for fitted examples, also in float32.
+    It carries the rounding of the cross-entropy, so that quotients of the two keep their limits: CE / (1 - p_y) tends
+    to 1 for fitted examples, also in float32.
     """
     return -jnp.expm1(-cross_entropy_losses(logits, labels))
 

@@ -69,8 +69,8 @@ def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
             f"y_{name}: expected labels in 0..{num_classes - 1}, got {int(labels[outside[0]])} at index"
             f" {int(outside[0])} ({len(outside)} such labels)"
         )
-    if images.dtype == object or not np.issubdtype(images.dtype, np.number):
-        found.append(f"x_{name}: expected numbers, got {images.dtype}")
+    if images.dtype not in (np.uint8, np.float32):
+        found.append(f"x_{name}: expected uint8 or float32 pixels, got {images.dtype}")
     elif np.issubdtype(images.dtype, np.floating):
         bad = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
         if len(bad):

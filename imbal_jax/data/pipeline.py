@@ -9,7 +9,7 @@ from imbal_jax.class_counts import ClassCounts, EmptyClasses, class_counts, coun
 from imbal_jax.data.dataset import Dataset, Split, require_valid
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.splits import draw_per_class, split_off, validation_counts
-from imbal_jax.errors import InputError
+from imbal_jax.errors import check_number
 
 
 class ValidationSplit(NamedTuple):
@@ -67,6 +67,7 @@ def training_data(
       InputError: the data set has faults, the split or the profile is impossible, or a class is empty under "refuse".
     """
     require_valid(dataset)
+    check_number("validation.seed", validation.seed, ">= 0")
     labels = dataset.train.labels
     available = count_labels(labels, dataset.num_classes)
     wanted, held_out = profile_counts(available, dataset.validation is not None, validation, profile)
@@ -90,11 +91,9 @@ def _take(split: Split, indices: np.ndarray) -> Split:
 
 def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel in raw units; a constant channel gets a standard deviation of 1."""
-    mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
-    std = images.std(axis=(0, 1, 2), dtype=np.float64)
-    if not np.isfinite(mean).all() or not np.isfinite(std).all():
-        raise InputError("x_train: the pixels' mean or variance overflows; scale the images")
-    return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
+    mean = images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+    std = images.std(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
+    return mean, np.where(std > 0, std, np.float32(1))
 
 
 def _fingerprint(splits: list[Split | None]) -> str:

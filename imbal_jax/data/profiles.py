@@ -58,6 +58,7 @@ def dirichlet(*, alpha: float = 1.0, total: int = 0, min_count: int = 100, seed:
     """
     check_number("alpha", alpha, "> 0")
     check_number("total", total, ">= 0")
+    check_number("seed", seed, ">= 0")
 
     def wanted(available: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -88,7 +89,7 @@ def long_tail(*, ratio: float = 100.0) -> Profile:
 
 
 def step(*, ratio: float = 100.0) -> Profile:
-    """The first half of the classes keeps n_max examples, the rest int(n_max / ratio) (Buda et al. 2018).
+    """The first half of the classes keeps n_max examples, the rest int(n_max * (1 / ratio)) (Buda et al. 2018).
 
     Args:
       ratio: n_max / n_min, >= 1.

@@ -136,11 +136,11 @@ def minority_in_every_batch(
     starts = jnp.asarray((np.cumsum(class_counts.counts) - class_counts.counts)[present], jnp.int32)
     sizes = jnp.asarray(class_counts.counts[present], jnp.int32)
     rest = batch_size - at_least * len(present)
-    labels = jnp.asarray(labels, jnp.int32)
+    device_labels = jnp.asarray(labels, jnp.int32)
 
     def draw(key: Array) -> Array:
         quota_key, rest_key = jax.random.split(key)
-        by_class = jnp.lexsort((jax.random.uniform(quota_key, labels.shape), labels))
+        by_class = jnp.lexsort((jax.random.uniform(quota_key, device_labels.shape), device_labels))
         turns = jnp.arange(steps * at_least).reshape(steps, 1, at_least)
         quota = by_class[starts[None, :, None] + turns % sizes[None, :, None]].reshape(steps, -1)
         filler = jax.random.permutation(rest_key, len(labels))[: steps * rest].reshape(steps, rest)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from imbal_jax.class_counts import count_labels
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 
 def validation_counts(available: np.ndarray, *, fraction: float, balanced: bool) -> np.ndarray:
@@ -17,13 +17,12 @@ def validation_counts(available: np.ndarray, *, fraction: float, balanced: bool)
     Raises:
       InputError: the fraction is outside [0, 1), or leaves a class without a validation example.
     """
-    if not 0.0 <= fraction < 1.0:
-        raise InputError(f"validation.fraction: expected a number in [0, 1), got {fraction}")
+    check_number("validation.fraction", fraction, "in [0, 1)")
     available = np.asarray(available, np.int64)
     base = np.full_like(available, available.min()) if balanced else available
-    wanted = np.floor(fraction * base + 1e-9).astype(np.int64)  # 0.1 * 30 must not become 2
+    wanted = np.floor(fraction * base + 1e-9).astype(np.int64)  # 0.29 * 100 must not become 28
     if fraction > 0 and wanted.min() == 0:
-        c = int(wanted.argmin())
+        c = int(available.argmin())
         raise InputError(
             f"validation.fraction: {fraction} of class {c}'s {int(available[c])} examples is less than one; raise it,"
             " give x_val and y_val, or set it to 0"

@@ -26,8 +26,8 @@ def make_class_gradients(
 
         def losses(classifier: Params) -> Array:
             variables = {"params": {**params, "classifier": classifier}, **model_state}
-            logits, features = model.apply(variables, inputs, train=False)
-            return corrected_losses(correction.correct(Prediction(logits, features), labels, progress), labels)
+            prediction = Prediction(*model.apply(variables, inputs, train=False))
+            return corrected_losses(correction.correct(prediction, labels, progress), labels)
 
         _, pull_back = jax.vjp(losses, params["classifier"])
         members = jax.nn.one_hot(labels, num_classes, axis=0) * counted

@@ -36,9 +36,10 @@ def make_batch_sums(
     """The function (params, model_state, progress, images, labels, counted) -> Sums of a batch, in evaluation mode."""
 
     def batch_sums(params: Params, model_state: PyTree, progress, images: Array, labels: Array, counted: Array) -> Sums:
-        logits, features = model.apply({"params": params, **model_state}, standardise(images), train=False)
-        corrected = correction.correct(Prediction(logits, features), labels, progress)
-        inferred = correction.infer(logits, progress)
+        outputs = model.apply({"params": params, **model_state}, standardise(images), train=False)
+        prediction = Prediction(*outputs)
+        corrected = correction.correct(prediction, labels, progress)
+        inferred = correction.infer(prediction.logits, progress)
         predicted = jnp.argmax(inferred, axis=-1)
         confusion = jnp.zeros((num_classes, num_classes)).at[labels, predicted].add(counted)
         # Whatever the padding evaluates to, it must not reach the sums: 0 * inf would.

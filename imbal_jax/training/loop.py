@@ -268,10 +268,8 @@ def _keep_best(group: _Group, step: int, records: list[dict[str, Any]]) -> None:
     select = group.experiment.training.select
     for i, record in enumerate(records):
         value, best = record.get(select), group.best[i].value
-        if select != "last" and best is not None:
-            improved = value < best if SELECTION[select] else value > best
-            if not improved:
-                continue
+        if value is not None and best is not None and not (value < best if SELECTION[select] else value > best):
+            continue
         variables = {"params": group.state.params, "model_state": group.state.model_state}
         chosen = jax.tree.map(lambda leaf: leaf[i], variables) if group.stacked else variables  # noqa: B023
         group.best[i] = Best(step, value, to_host(chosen))

@@ -40,8 +40,7 @@ def make_objective(
     def predict(params: Params, batch: Batch, key: Array) -> Prediction:
         variables = {"params": params, **model_state}
         if not train:
-            logits, features = model.apply(variables, batch.inputs, train=False)
-            return Prediction(logits, features, model_state)
+            return Prediction(*model.apply(variables, batch.inputs, train=False))._replace(aux=model_state)
         (logits, features), new_state = model.apply(
             variables, batch.inputs, train=True, rngs={"dropout": key}, mutable=list(model_state)
         )

@@ -107,8 +107,8 @@ def multi_step(
         raise InputError(f"factors: expected one per boundary ({len(boundaries)}), got {tuple(factors)}")
     if list(boundaries) != sorted(set(boundaries)):
         raise InputError(f"boundaries: expected ascending epochs, got {tuple(boundaries)}")
-    for factor in factors:
-        check_number("factors", factor, ">= 0")
+    for each in factors:
+        check_number("factors", each, ">= 0")
     # Boundaries become steps on the host, so that no rounding on the device can move them.
     steps = np.ceil(np.asarray(boundaries, np.float64) * horizon.steps_per_epoch - 1e-9).astype(np.int64)
     table = jnp.asarray([1.0, *factors])

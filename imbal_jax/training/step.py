@@ -19,15 +19,15 @@ from imbal_jax.types import Array, Batch, Correction, Direction
 class DeviceData(NamedTuple):
     """The training set on the device, raw."""
 
-    images: Array  # [n, height, width, channels]
-    labels: Array  # int32 [n]
+    images: Array | np.ndarray  # [n, height, width, channels]
+    labels: Array | np.ndarray  # int32 [n]
 
 
 class StepMetrics(NamedTuple):
     """What a step tells, left on the device."""
 
-    loss: Array  # the corrected loss under its reduction, nats
-    cross_entropy: Array  # mean cross-entropy of the predictive distribution, nats
+    loss: Array | np.ndarray  # the corrected loss under its reduction, nats
+    cross_entropy: Array | np.ndarray  # mean cross-entropy of the predictive distribution, nats
 
 
 Step = Callable[[TrainState, DeviceData, Array, Array], tuple[TrainState, StepMetrics]]

@@ -45,7 +45,6 @@ def test_refuses_a_class_without_a_validation_example():
         validation_counts(COUNTS, fraction=0.04, balanced=False)
 
 
-@pytest.mark.xfail(strict=True, reason="names class 0 and its 50 examples, of which 0.04 would be two")
 def test_refuses_a_class_without_a_balanced_validation_example():
     with pytest.raises(InputError, match=r"^validation\.fraction: 0\.04 of class 1's 20 examples is less than one"):
         validation_counts(COUNTS, fraction=0.04, balanced=True)
