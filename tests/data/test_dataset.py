@@ -40,14 +40,14 @@ def with_pixel(value, index):
 
 FAULTS = {
     "no channels": (
-        {"train": split(images=np.ones((4, 4, 5)))},
+        {"train": split(images=np.ones((4, 4, 5), np.float32))},
         [
             "x_train: expected [examples, height, width, channels], got shape (4, 4, 5)",
             "images: the splits differ in shape: {'train': (4, 5), 'test': (4, 5, 1)}",
         ],
     ),
     "lengths": (
-        {"test": split(labels=(0, 1), images=np.ones((3, 4, 5, 1)))},
+        {"test": split(labels=(0, 1), images=np.ones((3, 4, 5, 1), np.float32))},
         ["x_test and y_test: expected the same length, got 3 and 2"],
     ),
     "empty": (
@@ -72,9 +72,13 @@ FAULTS = {
     ),
     "objects": (
         {"train": split(images=np.full((4, 4, 5, 1), None))},
-        ["x_train: expected numbers, got object"],
+        ["x_train: expected uint8 or float32 pixels, got object"],
     ),
-    "text": ({"train": split(images=np.full((4, 4, 5, 1), "a"))}, ["x_train: expected numbers, got <U1"]),
+    "text": (
+        {"train": split(images=np.full((4, 4, 5, 1), "a"))},
+        ["x_train: expected uint8 or float32 pixels, got <U1"],
+    ),
+    "float64": ({"train": split(dtype=np.float64)}, ["x_train: expected uint8 or float32 pixels, got float64"]),
     "NaN": (
         {"train": with_pixel(np.nan, 2)},
         ["x_train: NaN or infinite pixels in 1 images, first at index 2"],

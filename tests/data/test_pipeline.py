@@ -127,15 +127,6 @@ def test_a_constant_channel_is_divided_by_one():
     assert data.mean[1] == np.float32(0.1)
 
 
-def test_statistics_that_overflow_are_refused():
-    images = np.random.default_rng(0).normal(size=(150, 2, 3, 2)) * 1e200
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(InputError, match=r"^x_train: the pixels' mean or variance overflows; scale the images$"),
-    ):
-        training_data(source(images=images), ValidationSplit(0.0), profiles.natural())
-
-
 def test_fingerprint_changes_with_a_pixel_or_a_label_of_any_split():
     own = Split(np.full((5, 2, 3, 2), 7, np.float32), np.zeros(5, np.int32))
     dataset = source(validation=own)
