@@ -9,8 +9,8 @@ Every contender has the same model, initial weights, batch, SGD, schedule and cr
 - ours: the epochs of `imbal_jax.training.loop`, as a run has them but without validation, records and checkpoints;
 - plain_jax: what a JAX example does: NumPy batches shuffled, gathered and standardised on the host, one jitted step
   without donation, and the loss read at every step;
-- torch: the same in PyTorch, if it is installed for this kind of device, with the data standardised beforehand; both
-  memory formats are measured, the ratio is to the faster one.
+- torch: the same in PyTorch, if it is installed for this kind of device, with the data standardised beforehand, and
+  the memory format and number of threads that are fastest for it.
 
 cnn and mlp train on the digits as in configs/digits.py; vgg11_bn and resnet32 on synthetic 32x32 images otherwise as in
 configs/cifar10_vgg11.py. Contenders take turns, A B C A B C ..., so that a machine's changing load meets all of them;
@@ -30,125 +30,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.training.train_state import TrainState
 from ml_collections import ConfigDict
 
+from benchmarks.loops import InTurn, Loop, OurLoop, PlainLoop
 from imbal_jax.build import build_experiment
 from imbal_jax.config import load_config
 from imbal_jax.errors import InputError, not_found
-from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.main import guarded
 from imbal_jax.reports.records import plain
 from imbal_jax.resolve import resolve
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import describe_machine
-from imbal_jax.training.interruption import StopRequest
-
-# Private there; called here so that what is timed cannot drift from what runs.
-from imbal_jax.training.loop import _run_epoch
-from imbal_jax.training.programs import Programs, compile_programs
+from imbal_jax.training.programs import compile_programs
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 # Least number of steps in a turn, for turns of about half a second to five seconds on two CPU cores.
-_STEPS = {"cnn": 300, "mlp": 600, "vgg11_bn": 16, "resnet32": 16}
+_STEPS = {"cnn": 1500, "mlp": 3000, "vgg11_bn": 16, "resnet32": 16}
 _ON_DIGITS = ("cnn", "mlp")
 _NUM_CLASSES = 10
-
-
-class Loop(Protocol):
-    """What is timed."""
-
-    def epoch(self) -> Any:
-        """Takes an epoch of steps and waits for the last."""
-
-
-class OurLoop:
-    """The product's epochs; stands in for the group of seeds that `fit` trains.
-
-    Args:
-      experiment: the parts of the run.
-      programs: compiled for this number of seeds.
-      seeds: one, or several to train together.
-    """
-
-    def __init__(self, experiment: Experiment, programs: Programs, seeds: tuple[int, ...]):
-        self.experiment, self.programs, self.seeds = experiment, programs, seeds
-        self.keys, self.state = programs.keys(seeds), programs.initial(seeds)
-        self.partial = np.zeros((0, 2, len(seeds)))
-        self.epochs_taken = 0
-
-    def epoch(self) -> np.ndarray:
-        """Takes an epoch; returns its losses [steps, 2, seeds]."""
-        losses = _run_epoch(self, self.keys, self.epochs_taken, StopRequest())  # type: ignore[arg-type]
-        jax.block_until_ready(self.state)
-        self.epochs_taken += 1
-        return losses
-
-
-class InTurn:
-    """Loops one after the other, as one."""
-
-    def __init__(self, loops: list[Loop]):
-        self.loops = loops
-
-    def epoch(self) -> None:
-        """Takes an epoch of each."""
-        for loop in self.loops:
-            loop.epoch()
-
-
-class PlainLoop:
-    """Training as in a plain JAX example.
-
-    Args:
-      experiment: its data, model, step rule and horizon are followed; the loss is cross-entropy, without augmentation.
-      variables: initial weights and running statistics.
-    """
-
-    def __init__(self, experiment: Experiment, variables: Mapping[str, Any]):
-        self.data, self.model = experiment.data, experiment.model
-        self.shape = (experiment.horizon.steps_per_epoch, experiment.training.batch_size)
-        self.generator, self.key = np.random.default_rng(0), jax.random.key(0)
-        params, self.batch_stats = jax.tree.map(jnp.asarray, (variables["params"], variables.get("batch_stats", {})))
-        self.state = TrainState.create(apply_fn=self.model.apply, params=params, tx=experiment.step_rule)
-        self.step = jax.jit(self._step)
-
-    def epoch(self) -> list[float]:
-        """Takes an epoch in a new random order; returns its losses."""
-        order = self.generator.permutation(len(self.data.train.labels))
-        return self.take(order[: self.shape[0] * self.shape[1]].reshape(self.shape))
-
-    def take(self, batches: np.ndarray) -> list[float]:
-        """Takes one step per row of indices [steps, batch]; returns their losses."""
-        losses = []
-        for indices in batches:
-            images = (self.data.train.images[indices].astype(np.float32) - self.data.mean) / self.data.std
-            images, labels = jnp.asarray(images), jnp.asarray(self.data.train.labels[indices])
-            self.state, self.batch_stats, loss = self.step(self.state, self.batch_stats, images, labels, self.key)
-            losses.append(float(loss))
-        return losses
-
-    @staticmethod
-    def _step(state, batch_stats, images, labels, key):
-        """One step of the step rule."""
-
-        def loss_of(params):
-            (logits, _), new = state.apply_fn(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                rngs={"dropout": jax.random.fold_in(key, state.step)},
-                mutable=["batch_stats"],
-            )
-            return jnp.mean(cross_entropy_losses(logits, labels)), new
-
-        (loss, new), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        return state.apply_gradients(grads=gradients), new.get("batch_stats", batch_stats), loss
 
 
 def time_in_turns(
@@ -164,19 +67,20 @@ def time_in_turns(
     Returns:
       Seconds of every turn, [repeats], and seconds that the first epoch, before all turns, took longer than later ones.
     """
-    first = {name: _seconds(loop.epoch) for name, loop in loops.items()}
+    first = {name: _seconds(loop.epoch, 1) for name, loop in loops.items()}
     turns: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(repeats):
         for name, loop in loops.items():
-            turns[name].append(_seconds(lambda loop=loop: [loop.epoch() for _ in range(epochs)]))
+            turns[name].append(_seconds(loop.epoch, epochs))
     seconds = {name: np.array(taken) for name, taken in turns.items()}
     return seconds, {name: max(0.0, first[name] - float(np.median(seconds[name])) / epochs) for name in loops}
 
 
-def _seconds(action: Callable[[], Any]) -> float:
-    """How long an action takes."""
+def _seconds(action: Callable[[], Any], times: int) -> float:
+    """How long an action takes that many times."""
     started = time.perf_counter()
-    action()
+    for _ in range(times):
+        action()
     return time.perf_counter() - started
 
 
@@ -235,26 +139,19 @@ def compare_loops(experiment: Experiment, config: ConfigDict, epochs: int, repea
     ours = OurLoop(experiment, compile_programs(experiment, stacked=False), (0,))
     variables = jax.device_get({"params": ours.state.params, **ours.state.model_state})
     loops: dict[str, Loop] = {"ours": ours, "plain_jax": PlainLoop(experiment, variables)}
-    device = torch_device()
+    device, settings = torch_device(), None
     if device is not None:
-        import torch
+        from benchmarks.torch_models import TorchLoop, fastest_settings
 
-        from benchmarks.torch_models import MEMORY_FORMATS, TorchLoop
-
-        torch.set_num_threads(os.cpu_count() or 1)
-        for name in MEMORY_FORMATS:
-            loops[f"torch_{name}"] = TorchLoop(experiment, config.step_rule, variables, name, device)
+        settings = fastest_settings(experiment, config.step_rule, variables, device)
+        loops["torch"] = TorchLoop(experiment, config.step_rule, variables, settings)
     seconds, compiling = time_in_turns(loops, epochs, repeats)
-    rivals = {"plain_jax": "plain_jax"}
-    in_torch = [name for name in loops if name.startswith("torch_")]
-    if in_torch:
-        rivals["torch"] = min(in_torch, key=lambda name: np.median(seconds[name]))
-    ratios = {f"ours_over_{name}": spread(seconds[rival] / seconds["ours"]) for name, rival in rivals.items()}
+    rivals = [name for name in loops if name != "ours"]
     return {
         "comparison": "loops",
         **report(experiment, seconds, compiling, epochs, seeds=1),
-        "ratios": {"ours_over_torch": None, **ratios},
-        "torch": rivals.get("torch"),
+        "ratios": {f"ours_over_{name}": spread(seconds[name] / seconds["ours"]) for name in rivals},
+        "torch": settings and settings._asdict(),
     }
 
 

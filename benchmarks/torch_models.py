@@ -1,10 +1,12 @@
-"""The image models in PyTorch, and the training loop that a PyTorch user would write for them.
+"""The image models in PyTorch, and a plain training loop for them.
 
 Submodules have the names of the Flax modules' parameters, so that weights go over by name.
 """
 
+import os
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -132,11 +134,15 @@ class ResNet32(nn.Module):
         return self.classifier(hidden.mean((2, 3)))
 
 
-def torch_model(experiment: Experiment) -> nn.Module:
-    """The PyTorch module of an experiment's Flax module, with the same options."""
-    flax_model: Any = experiment.model
-    _, height, width, channels = experiment.data.train.images.shape
-    num_classes = len(experiment.data.class_names)
+def torch_model(flax_model: Any, image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The PyTorch module of a Flax module with a linear classifier, with the same options.
+
+    Args:
+      flax_model: one of the image models.
+      image_shape: [height, width, channels].
+      num_classes: the number of logits.
+    """
+    height, width, channels = image_shape
     builders = {
         "MLP": lambda: MLP(flax_model.hidden, height * width * channels, num_classes),
         "CNN": lambda: CNN(flax_model.width, channels, num_classes),
@@ -146,13 +152,13 @@ def torch_model(experiment: Experiment) -> nn.Module:
     return builders[type(flax_model).__name__]()
 
 
-def load_variables(module: nn.Module, variables: dict[str, Any]) -> None:
+def load_variables(module: nn.Module, variables: Mapping[str, Any]) -> None:
     """Copies Flax variables, {"params": ..., "batch_stats": ...}, into a module of the same names."""
     counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
     module.load_state_dict(counters | state_dict_of(variables))
 
 
-def state_dict_of(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
+def state_dict_of(variables: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Flax variables under PyTorch's names and in its layout."""
     names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     state = {}
@@ -165,6 +171,14 @@ def state_dict_of(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
     return state
 
 
+class TorchSettings(NamedTuple):
+    """How PyTorch computes."""
+
+    memory_format: str  # one of MEMORY_FORMATS, of images and weights
+    threads: int
+    device: str = "cpu"  # or "cuda"
+
+
 class TorchLoop:
     """Training in PyTorch: the data standardised beforehand, on the device, and the loss read at every step.
 
@@ -172,32 +186,30 @@ class TorchLoop:
       experiment: its data, model, schedule and horizon are followed; the loss is cross-entropy, without augmentation.
       step_rule: momentum and weight decay of its SGD.
       variables: initial weights and running statistics, as Flax has them.
-      memory_format: one of MEMORY_FORMATS, of images and weights.
-      device: "cpu" or "cuda".
+      settings: how to compute.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         step_rule: Mapping[str, Any],
-        variables: dict[str, Any],
-        memory_format: str,
-        device: str = "cpu",
+        variables: Mapping[str, Any],
+        settings: TorchSettings,
     ):
         data, horizon = experiment.data, experiment.horizon
-        self.memory_format = MEMORY_FORMATS[memory_format]
+        self.threads, self.memory_format = settings.threads, MEMORY_FORMATS[settings.memory_format]
         self.shape = (horizon.steps_per_epoch, experiment.training.batch_size)
-        self.model = torch_model(experiment)
+        self.model = torch_model(experiment.model, data.train.images.shape[1:], len(data.class_names))
         load_variables(self.model, variables)
-        self.model.to(device, memory_format=self.memory_format).train()
-        images = torch.tensor(((data.train.images - data.mean) / data.std).astype(np.float32))
-        self.images = images.permute(0, 3, 1, 2).to(device).contiguous(memory_format=self.memory_format)
-        self.labels = torch.tensor(data.train.labels, dtype=torch.long, device=device)
-        rates = jax.vmap(experiment.schedule)(np.arange(horizon.total_steps))
-        self.rates = iter(np.broadcast_to(rates, horizon.total_steps).tolist())
+        self.model.to(settings.device, memory_format=self.memory_format).train()  # type: ignore[call-overload]
+        images = torch.tensor(((data.train.images - data.mean) / data.std).astype(np.float32)).permute(0, 3, 1, 2)
+        self.images = images.to(settings.device).contiguous(memory_format=self.memory_format)
+        self.labels = torch.tensor(data.train.labels, dtype=torch.long, device=settings.device)
+        self.learning_rates = [float(experiment.schedule(step)) for step in range(horizon.total_steps)]
+        self.steps_taken = 0
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
-            lr=1.0,  # replaced at every step
+            lr=self.learning_rates[0],
             momentum=step_rule["momentum"],
             weight_decay=step_rule["weight_decay"],
         )
@@ -209,15 +221,40 @@ class TorchLoop:
 
     def take(self, batches: torch.Tensor) -> list[float]:
         """Takes one step per row of indices [steps, batch]; returns their losses."""
+        torch.set_num_threads(self.threads)
         return [self._step(indices) for indices in batches]
 
     def _step(self, indices: torch.Tensor) -> float:
         """One step of SGD; waits for its loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = next(self.rates)
+            group["lr"] = self.learning_rates[min(self.steps_taken, len(self.learning_rates) - 1)]
         images = self.images[indices].contiguous(memory_format=self.memory_format)
         loss = functional.cross_entropy(self.model(images), self.labels[indices])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.steps_taken += 1
         return loss.item()
+
+
+def fastest_settings(
+    experiment: Experiment, step_rule: Mapping[str, Any], variables: Mapping[str, Any], device: str
+) -> TorchSettings:
+    """The memory format, and one thread or one per core, with which PyTorch trains fastest.
+
+    On small networks, and on cores shared with others, one thread can be many times faster. Each choice takes one step
+    to warm up and three tries of five steps; its shortest try counts.
+    """
+    rows = torch.arange(experiment.training.batch_size, device=device).expand(5, -1)
+
+    def shortest_try(settings: TorchSettings) -> float:
+        loop, seconds = TorchLoop(experiment, step_rule, variables, settings), []
+        loop.take(rows[:1])
+        for _ in range(3):
+            started = time.perf_counter()
+            loop.take(rows)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    threads = sorted({1, os.cpu_count() or 1})
+    return min((TorchSettings(name, count, device) for name in MEMORY_FORMATS for count in threads), key=shortest_try)

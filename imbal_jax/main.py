@@ -4,6 +4,7 @@ import argparse
 import logging
 import pathlib
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -138,6 +139,10 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(True)
+    # Orbax warns of its own temporary folders, and its threads (like TensorBoard's) print the errors that the main
+    # thread raises again.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    threading.excepthook = lambda raised: logging.debug("in thread %s: %s", raised.thread, raised.exc_value)
     warnings.formatwarning = lambda message, *_, **__: str(message)
     from imbal_jax.training.interruption import Interrupted
 
@@ -146,7 +151,7 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
     except InputError as error:
         return _fail(str(error), EXIT_INPUT)
     except OSError as error:
-        return _fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_INPUT)
+        return _fail(f"{error.filename or 'run folder'}: {error.strerror or error}", EXIT_INPUT)
     except NonFiniteLossError as error:
         return _fail(str(error), EXIT_NON_FINITE)
     except Interrupted as error:
@@ -155,6 +160,7 @@ def guarded(action: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 def _fail(message: str, status: int) -> int:
     """Prints an error on one line."""
+    sys.unraisablehook = lambda raised: None  # what fails while the failed run is taken down is no news
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return status
 

@@ -21,9 +21,8 @@ from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import results_table
 from imbal_jax.training.interruption import StopRequest
-from imbal_jax.training.objective import standardise
 from imbal_jax.training.programs import compile_programs
-from imbal_jax.training.run import best_variables, test_metrics, train
+from imbal_jax.training.run import best_of_run, test_metrics, train
 from imbal_jax.training.state import count_parameters
 
 
@@ -42,7 +41,7 @@ def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     programs = compile_programs(experiment, stacked=False)
     results = {}
     for seed in experiment.seeds:
-        metrics = test_metrics(experiment, programs, best_variables(experiment, programs, workdir, seed), 1)[0]
+        metrics = test_metrics(experiment, programs, [best_of_run(programs, workdir, seed)])[0]
         results[seed] = {f"test/{name}": value for name, value in metrics.items()}
     write_json(workdir / "evaluation.json", {"per_seed": results})
     _print_json({"workdir": str(workdir), "per_seed": results})
@@ -67,18 +66,16 @@ def predict_task(
     if images.shape[1:] != shape:
         raise InputError(f"--input: expected images of shape {shape}, got {images.shape[1:]} in {images_path}")
     programs = compile_programs(experiment._replace(seeds=(seed,)), stacked=False)
-    variables = best_variables(experiment, programs, workdir, seed)
-
-    @jax.jit
-    def probabilities(batch):
-        inputs = standardise(batch, experiment.data.mean, experiment.data.std)
-        logits, _ = experiment.model.apply(
-            {"params": variables["params"], **variables["model_state"]}, inputs, train=False
-        )
-        return jax.nn.softmax(experiment.correction.infer(logits, 1.0))
-
+    best = best_of_run(programs, workdir, seed)
+    params, model_state = best.variables["params"], best.variables["model_state"]
+    progress = np.float32(best.step / experiment.horizon.total_steps)
     size = experiment.evaluation.batch_size
-    predicted = np.concatenate([probabilities(images[i : i + size]) for i in range(0, len(images), size)])
+    predicted = np.concatenate(
+        [
+            programs.probabilities(params, model_state, progress, images[first : first + size])
+            for first in range(0, len(images), size)
+        ]
+    )
     np.savez(
         output, probabilities=predicted, predictions=predicted.argmax(axis=1), class_names=experiment.data.class_names
     )

@@ -118,6 +118,17 @@ def test_predict_writes_the_probabilities_that_were_evaluated(trained, tmp_path,
     assert loss == pytest.approx(result["test/cross_entropy"], rel=1e-4)
 
 
+def test_the_test_set_sees_the_correction_of_the_best_parameters_moment(tmp_path):
+    """Parameters from before the switch to LDAM have raw logits; scaled by 30 their losses would be far larger."""
+    switch = ["--config.correction.name=deferred", "--config.correction.after.name=ldam", "--config.correction.at=0.75"]
+    options = [*TINY, *switch, "--config.seeds=0", "--config.record.figures=false"]
+    assert guarded(run, [DIGITS, f"--workdir={tmp_path}", *options]) == 0
+    first = json.loads((tmp_path / "seed_0" / "metrics.jsonl").read_text().splitlines()[0])
+    result = json.loads((tmp_path / "seed_0" / "result.json").read_text())
+    assert result["best_step"] == first["step"]
+    assert result["test/cross_entropy"] == pytest.approx(first["validation/cross_entropy"], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

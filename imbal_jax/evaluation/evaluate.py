@@ -54,22 +54,34 @@ def make_batch_sums(
     return batch_sums
 
 
+def make_probabilities(
+    model: nn.Module, correction: Correction, standardise: Callable[[Array], Array]
+) -> Callable[..., Array]:
+    """The function (params, model_state, progress, images) -> class probabilities [batch, num_classes], compiled."""
+
+    def probabilities(params: Params, model_state: PyTree, progress, images: Array) -> Array:
+        outputs = model.apply({"params": params, **model_state}, standardise(images), train=False)
+        return jax.nn.softmax(correction.infer(Prediction(*outputs).logits, progress))
+
+    return jax.jit(probabilities)
+
+
 def make_evaluate(batch_function: Callable[..., Any], *, stacked: bool) -> Callable[..., list[Any]]:
     """The function (params, model_state, progress, padded split) -> results per batch, left on the device.
 
     Args:
       batch_function: (params, model_state, progress, images, labels, counted) -> result of one batch.
-      stacked: whether params and model_state have a leading axis of seeds.
+      stacked: whether params, model_state and progress have a leading axis of seeds.
     """
     if stacked:
-        batch_function = jax.vmap(batch_function, in_axes=(0, 0, None, None, None, None))
+        batch_function = jax.vmap(batch_function, in_axes=(0, 0, 0, None, None, None))
 
     def at(params, model_state, progress, split: Batches, i):
         return batch_function(params, model_state, progress, split.images[i], split.labels[i], split.counted[i])
 
     compiled = jax.jit(at)
 
-    def evaluate(params: Params, model_state: PyTree, progress: float, split: Batches) -> list[Any]:
+    def evaluate(params: Params, model_state: PyTree, progress: Any, split: Batches) -> list[Any]:
         return [compiled(params, model_state, progress, split, i) for i in range(split.labels.shape[0])]
 
     return evaluate

@@ -75,8 +75,11 @@ class JsonLines:
           InputError: something in the record has no JSON form.
         """
         line = _line(record)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:  # a failed write does not name its file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def read(path: str | os.PathLike) -> list[Record]:

@@ -173,7 +173,9 @@ def _digest(state: PyTree, best: PyTree) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """The first line of an error's message, or its type; want of space in few words."""
+    if "No space left" in str(error):
+        return "no space left on the device"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

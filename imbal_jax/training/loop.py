@@ -68,7 +68,7 @@ class _Group:
             return fresh, [Best(0, None, _variables(host)) for host in hosts]
         self.partial = np.stack([np.reshape(one.notes["partial"], (-1, 2)) for one in restored], axis=-1)
         state = self.join([TrainState(*one.state) for one in restored])
-        return self.programs.place(state), [_best_of(one) for one in restored]
+        return self.programs.place(state), [best_in(one) for one in restored]
 
     def split(self, tree: PyTree) -> list[PyTree]:
         """One tree per seed."""
@@ -199,10 +199,11 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Validation metrics and class gradient norms of every seed, after an epoch."""
     state, programs, data = group.state, group.programs, group.experiment.data
-    sums = None if padded is None else programs.evaluate(state.params, state.model_state, progress, padded)
+    moment = np.full(len(group.seeds), progress, np.float32) if group.stacked else np.float32(progress)
+    sums = None if padded is None else programs.evaluate(state.params, state.model_state, moment, padded)
     gradients = None
     if training_split is not None:
-        gradients = programs.class_gradients(state.params, state.model_state, progress, training_split)
+        gradients = programs.class_gradients(state.params, state.model_state, moment, training_split)
     finite = np.ravel(jax.device_get(programs.all_finite((state.params, state.model_state))))
     if not finite.all():
         raise _non_finite(group, "a parameter", float("nan"), group.steps_taken(), int(np.argmin(finite)))
@@ -298,6 +299,6 @@ def _variables(state: TrainState) -> PyTree:
     return {"params": state.params, "model_state": state.model_state}
 
 
-def _best_of(restored: Restored) -> Best:
+def best_in(restored: Restored) -> Best:
     """The best parameters in a checkpoint."""
     return Best(restored.notes["best_step"], restored.notes["best_value"], restored.best)

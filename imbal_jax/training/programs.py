@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imbal_jax.data.dataset import Split
 from imbal_jax.data.padding import PaddedSplit, pad_split
 from imbal_jax.evaluation.class_gradients import make_class_gradients
-from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate
+from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate, make_probabilities
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.objective import standardise
 from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
@@ -27,6 +27,7 @@ class Programs(NamedTuple):
     draw: Callable[[Array, int], Array]  # (order keys, epoch) -> indices [steps, batch]
     drive: Driver
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
+    probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
     all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
     place: Callable[[PyTree], PyTree]  # onto every device
@@ -91,6 +92,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
         drive=make_driver(step, experiment.training.driver, stacked=stacked),
         evaluate=make_evaluate(batch_sums, stacked=stacked),
+        probabilities=make_probabilities(experiment.model, correction, normalise),
         class_gradients=make_evaluate(gradients, stacked=stacked),
         all_finite=jax.jit(over_seeds(all_finite, (0,))),
         place=lambda tree: jax.device_put(tree, everywhere),

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from imbal_jax.errors import CheckpointError
 from imbal_jax.evaluation.evaluate import read_sums
@@ -17,10 +18,9 @@ from imbal_jax.training.checkpoints import Checkpoints, restore_newest
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
-from imbal_jax.training.loop import Fitted, fit, split_metrics
+from imbal_jax.training.loop import Best, Fitted, best_in, fit, split_metrics
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
 from imbal_jax.training.state import count_parameters
-from imbal_jax.types import PyTree
 
 
 def train(
@@ -66,9 +66,7 @@ def _test(
     experiment: Experiment, programs: Programs, seeds: tuple[int, ...], fitted: list[Fitted], workdir: pathlib.Path
 ) -> None:
     """Evaluates the best parameters of every seed on the test set, once, and writes each result."""
-    bests = [one.best.variables for one in fitted]
-    stacked = bests[0] if len(seeds) == 1 else jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *bests)
-    metrics = test_metrics(experiment, programs, stacked, len(seeds))
+    metrics = test_metrics(experiment, programs, [one.best for one in fitted])
     for seed, one, tested in zip(seeds, fitted, metrics, strict=True):
         params = one.best.variables["params"]
         result = {
@@ -85,27 +83,30 @@ def _test(
         write_json(folder / "result.json", result)
 
 
-def test_metrics(experiment: Experiment, programs: Programs, variables: PyTree, num_seeds: int) -> list[dict[str, Any]]:
+def test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) -> list[dict[str, Any]]:
     """Metrics of the test split for every seed, with the confusion matrix.
 
     Args:
       experiment: the parts of the run.
       programs: compiled for this number of seeds.
-      variables: {"params", "model_state"}, with a leading axis of seeds if there are several.
-      num_seeds: how many.
+      bests: the parameters of every seed.
     """
+    # The correction is that of the moment the parameters are from: its predictive logits belong to them.
+    moments = [best.step / experiment.horizon.total_steps for best in bests]
+    trees = [best.variables for best in bests]
+    together = len(bests) > 1
+    variables = programs.place(jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if together else trees[0])
+    progress = np.asarray(moments if together else moments[0], np.float32)
     split = programs.place_split(experiment.data.test)
-    variables = programs.place(variables)
-    sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], 1.0, split))
-    singles = [sums] if num_seeds == 1 else [type(sums)(*(leaf[i] for leaf in sums)) for i in range(num_seeds)]
+    sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], progress, split))
+    singles = [type(sums)(*(leaf[i] for leaf in sums)) for i in range(len(bests))] if together else [sums]
     return [{**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()} for one in singles]
 
 
-def best_variables(experiment: Experiment, programs: Programs, workdir: pathlib.Path, seed: int) -> PyTree:
-    """The best parameters in a run folder, {"params", "model_state"} in host memory.
+def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
+    """The best parameters in a run folder, in host memory.
 
     Args:
-      experiment: the parts of the run.
       programs: compiled for one seed.
       workdir: the run folder.
       seed: one of the run's seeds.
@@ -123,7 +124,7 @@ def best_variables(experiment: Experiment, programs: Programs, workdir: pathlib.
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"workdir: no complete checkpoint of seed {seed} in {folder}; train first")
-    return restored[0].best
+    return best_in(restored[0])
 
 
 def _draw(experiment: Experiment, folder: pathlib.Path, confusion: list[list[int]]) -> None:

@@ -177,7 +177,9 @@ def test_stacked_seeds(variables):
     class_gradients = make_evaluate(make_class_gradients(MODEL, cross_entropy(), double, CLASSES), stacked=True)
     other = jax.tree.map(lambda leaf: leaf * 0.5, variables)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), variables, other)
-    sums = class_gradients(stacked["params"], {"batch_stats": stacked["batch_stats"]}, 0.5, pad_split(SPLIT, 8))
+    sums = class_gradients(
+        stacked["params"], {"batch_stats": stacked["batch_stats"]}, np.full(2, 0.5), pad_split(SPLIT, 8)
+    )
     for seed, one in enumerate((variables, other)):
         total = add_batches([jax.tree.map(lambda leaf: leaf[seed], batch) for batch in sums])  # noqa: B023
         expected = add_batches(sums_of(one, cross_entropy()))

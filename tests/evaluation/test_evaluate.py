@@ -123,7 +123,7 @@ def test_stacked_seeds_equal_separate_ones(evaluate_stacked):
     split = split_of(13)
     variables = [random_variables(seed) for seed in range(SEEDS)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
-    sums = read_sums(evaluate_stacked(*stacked, PROGRESS, pad_split(split, 5)))
+    sums = read_sums(evaluate_stacked(*stacked, np.full(SEEDS, PROGRESS), pad_split(split, 5)))
     assert sums.confusion.shape == (SEEDS, CLASSES, CLASSES)
     assert sums.corrected.shape == sums.weights.shape == sums.cross_entropy.shape == (SEEDS,)
     for seed in range(SEEDS):
