@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 
 EmptyClasses = Literal["refuse", "mask"]
 
@@ -80,6 +80,24 @@ def class_counts(counts, *, empty_classes: EmptyClasses = "refuse") -> ClassCoun
             " mask them with --config.training.empty_classes=mask"
         )
     return ClassCounts(whole, whole > 0)
+
+
+def effective_numbers(counts: ClassCounts, beta: float) -> np.ndarray:
+    """Effective numbers of examples (1 - beta^n_c) / (1 - beta), float64 [num_classes]; 1 for empty classes.
+
+    Source: Cui et al. 2019, Eq. 2. Computed as expm1 in float64: 1 - beta^n loses its digits in float32.
+
+    Args:
+      counts: training examples per class.
+      beta: 0 makes every class count as one example, towards 1 as its n_c examples.
+
+    Raises:
+      InputError: beta is outside [0, 1).
+    """
+    check_number("beta", beta, "in [0, 1)")
+    occupied = np.where(counts.present, counts.counts, 1).astype(np.float64)
+    with np.errstate(divide="ignore"):  # beta = 0: log 0 = -inf, and expm1(-inf) = -1 is the right limit
+        return -np.expm1(occupied * np.log(beta)) / (1.0 - beta)
 
 
 def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from imbal_jax.class_counts import ClassCounts, class_counts
+from imbal_jax.class_counts import ClassCounts, class_counts, effective_numbers
 from imbal_jax.errors import InputError, check_number
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
@@ -46,16 +46,10 @@ def effective_number_weights(
 ) -> np.ndarray:
     """w_c proportional to (1 - beta) / (1 - beta^n_c), float64 [num_classes]; 0 for masked classes.
 
-    Computed as expm1 in float64: 1 - beta^n loses its digits in float32.
-
     Raises:
       InputError: beta is outside [0, 1).
     """
-    check_number("beta", beta, "in [0, 1)")
-    occupied = np.where(counts.present, counts.counts, 1).astype(np.float64)
-    with np.errstate(divide="ignore"):  # beta = 0: log 0 = -inf, and expm1(-inf) = -1 is the right limit
-        effective = -np.expm1(occupied * np.log(beta)) / (1.0 - beta)
-    return normalize_weights(np.where(counts.present, 1.0 / effective, 0.0), normalization)
+    return normalize_weights(np.where(counts.present, 1.0 / effective_numbers(counts, beta), 0.0), normalization)
 
 
 def weighted(weights: np.ndarray) -> Correction:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbal_jax.class_counts import ClassCounts
-from imbal_jax.errors import InputError, check_number
+from imbal_jax.class_counts import ClassCounts, effective_numbers
+from imbal_jax.errors import InputError
 from imbal_jax.types import Array
 
 Sampler = Callable[[Array], Array]
@@ -84,10 +84,7 @@ def effective_number(
     Raises:
       InputError: beta is outside [0, 1), or the batch is larger than the data set.
     """
-    check_number("beta", beta, "in [0, 1)")
-    occupied = np.where(class_counts.present, class_counts.counts, 1).astype(np.float64)
-    with np.errstate(divide="ignore"):
-        effective = -np.expm1(occupied * np.log(beta)) / (1.0 - beta)
+    effective = effective_numbers(class_counts, beta)
     return _by_class_probability(labels, class_counts, batch_size, class_counts.counts / effective)
 
 
