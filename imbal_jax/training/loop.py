@@ -159,11 +159,13 @@ def _run_epoch(group: _Group, keys: Keys, epoch: int, stop: StopRequest) -> np.n
     The host reads a chunk's losses only after the next chunk is under way, so the device never waits for it.
     """
     programs, steps = group.programs, group.experiment.horizon.steps_per_epoch
+    chunks = -(-steps // group.experiment.training.steps_per_call)
+    chunk = -(-steps // chunks)  # of even size, because every size is another program to compile
     indices = programs.draw(keys.order, epoch)
     first = len(group.partial)
     pending: Any = None
     while first < steps:
-        count = min(group.experiment.training.steps_per_call, steps - first)
+        count = min(chunk, steps - first)
         group.state, metrics = programs.drive(group.state, programs.train_data, indices, keys.step, first, count)
         if pending is not None:
             _collect(group, epoch, pending)
