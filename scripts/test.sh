@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 sh scripts/install.sh
-exec "${VENV:-.venv}/bin/python" -m pytest "$@"
+exec "${VENV:-.venv}/bin/python" -m pytest --numprocesses=auto --maxprocesses=4 "$@"
