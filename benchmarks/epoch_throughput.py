@@ -50,6 +50,9 @@ from imbal_jax.training.programs import compile_programs
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 # Least number of steps in a turn, for turns of about half a second to five seconds on two CPU cores.
 _STEPS = {"cnn": 1500, "mlp": 3000, "vgg11_bn": 16, "resnet32": 16}
+# Seconds between two turns: OpenMP's threads, which PyTorch computes with, spin on for 0.2 s after their last task and
+# would take a core from whoever comes next.
+_PAUSE = 0.5
 _ON_DIGITS = ("cnn", "mlp")
 _NUM_CLASSES = 10
 
@@ -71,6 +74,7 @@ def time_in_turns(
     turns: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(repeats):
         for name, loop in loops.items():
+            time.sleep(_PAUSE)
             turns[name].append(_seconds(loop.epoch, epochs))
     seconds = {name: np.array(taken) for name, taken in turns.items()}
     return seconds, {name: max(0.0, first[name] - float(np.median(seconds[name])) / epochs) for name in loops}

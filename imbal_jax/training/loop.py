@@ -20,7 +20,7 @@ from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.programs import Programs
 from imbal_jax.training.state import Keys, TrainState
 from imbal_jax.training.step import StepMetrics, read_metrics
-from imbal_jax.types import PyTree
+from imbal_jax.types import Array, PyTree
 
 Report = Callable[[tuple[int, ...], dict[int, dict[str, Any]]], None]  # (seeds, record by seed)
 
@@ -49,6 +49,7 @@ class _Group:
         folders = [seed_folder(workdir, seed) for seed in seeds]
         self.checkpoints = [Checkpoints(folder / "checkpoints") for folder in folders]
         self.partial = np.zeros((0, 2, len(seeds)))  # losses of the epoch's steps so far: corrected, cross-entropy
+        self.upcoming: Array | None = None  # the next epoch's indices
         self.state, self.best = self._begin()
         step = self.saved_step = self.steps_taken()
         for folder in folders:
@@ -161,7 +162,7 @@ def _run_epoch(group: _Group, keys: Keys, epoch: int, stop: StopRequest) -> np.n
     programs, steps = group.programs, group.experiment.horizon.steps_per_epoch
     chunks = -(-steps // group.experiment.training.steps_per_call)
     chunk = -(-steps // chunks)  # of even size, because every size is another program to compile
-    indices = programs.draw(keys.order, epoch)
+    indices = programs.draw(keys.order, epoch) if group.upcoming is None else group.upcoming
     first = len(group.partial)
     pending: Any = None
     while first < steps:
@@ -174,6 +175,7 @@ def _run_epoch(group: _Group, keys: Keys, epoch: int, stop: StopRequest) -> np.n
             _collect(group, epoch, pending)
             group.save()
             _interrupt(group)
+    group.upcoming = programs.draw(keys.order, epoch + 1)  # before the host waits for the last chunk
     if pending is not None:
         _collect(group, epoch, pending)
     losses, group.partial = group.partial, group.partial[:0]
