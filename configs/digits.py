@@ -3,8 +3,8 @@
   python -m imbal_jax.main --config=configs/digits.py --workdir=runs/digits --config.seeds=0,1,2
   python -m imbal_jax.main --config=configs/digits.py:ldam_drw --workdir=runs/digits_ldam_drw
 
-A seed takes about four seconds on two CPU cores. Expected balanced accuracy on the test set, over three seeds: 92.9 %
-for the baseline, 94.1 % for inverse_frequency, 95.3 % for ldam_drw and for logit_adjustment, each give or take one.
+A seed takes about two seconds on two CPU cores. Expected balanced accuracy on the test set, over three seeds: 92.9 %
+for the baseline, 94.1 % for inverse_frequency, 94.6 % for ldam_drw, 95.3 % for logit_adjustment, each give or take one.
 """
 
 from ml_collections import ConfigDict
