@@ -1,5 +1,6 @@
 """What every direction must do; a new one is tested by being in the builders."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,26 +65,21 @@ def case(request):
     return Case(request.param)
 
 
-def types(tree):
-    """Shapes and types by path."""
-    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
-
-
 def test_jits_and_agrees_with_plain_python(case):
     state = case.direction.init(PARAMS)
     compiled = case.propose(PARAMS, state, KEYS[0])
     plain = case.direction.propose(OBJECTIVE, PARAMS, BATCH, state, KEYS[0])
-    assert types(compiled) == types(plain)
-    for one, other in zip(jax.tree.leaves(compiled), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(compiled, plain)
+    chex.assert_trees_all_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_keeps_structure_shapes_and_types(case):
     state = case.direction.init(PARAMS)
     proposal = case.propose(PARAMS, state, KEYS[0])
-    assert types(proposal.direction) == types(PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(proposal.direction, PARAMS)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(proposal.direction))
-    assert types(proposal.state) == types(state)  # otherwise each step would compile anew, and scan refuse it
+    # Otherwise each step would compile anew, and scan refuse it.
+    chex.assert_trees_all_equal_shapes_and_dtypes(proposal.state, state)
 
 
 def test_evidence_is_taken_at_the_parameters_given(case):
@@ -118,7 +114,7 @@ def test_resumes_from_a_saved_state(case):
     whole = case.follow(PARAMS, state, KEYS[:6])
     saved = jax.tree.map(np.asarray, case.follow(PARAMS, state, KEYS[:3]))
     resumed = case.follow(*jax.tree.map(jnp.asarray, saved), KEYS[3:6])
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    chex.assert_trees_all_equal(resumed, whole)
 
 
 def test_gradient_equals_its_formula():
@@ -132,6 +128,4 @@ def test_gradient_equals_its_formula():
         "hidden": {"scale": np.sum(X * (error @ kernel.T), axis=0)},
         "classifier": {"kernel": (X * scale).T @ error, "bias": error.sum(axis=0)},
     }
-    jax.tree.map(
-        lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5), proposal.direction, expected
-    )
+    chex.assert_trees_all_close(proposal.direction, expected, rtol=1e-4, atol=1e-5)
