@@ -13,7 +13,8 @@ class Progress:
     """Counts epochs over all seeds; use it as a context manager."""
 
     def __init__(self, total_epochs: int, title: str):
-        self._total, self._title, self._done, self._told = total_epochs, title, 0, 0
+        self._total, self._title, self._told = total_epochs, title, 0
+        self._epochs: dict[int, int] = {}  # finished, by seed; a continued run does not begin at 0
         self._bar: bars.Progress | None = None
         self._task = bars.TaskID(0)
 
@@ -22,7 +23,7 @@ class Progress:
         if self._total and sys.stderr.isatty():
             self._bar = bars.Progress(
                 bars.TextColumn("{task.description}"),
-                bars.BarColumn(),
+                bars.BarColumn(bar_width=12),  # everything fits into 80 columns
                 bars.MofNCompleteColumn(),
                 bars.TextColumn("epochs"),
                 bars.TimeRemainingColumn(),
@@ -40,13 +41,14 @@ class Progress:
 
     def epoch(self, seeds: tuple[int, ...], records: dict[int, dict[str, Any]]) -> None:
         """Counts an epoch of some seeds and tells the metrics of the first."""
-        self._done += len(seeds)
-        told = _describe(seeds, records[seeds[0]])
+        self._epochs |= {seed: record["epoch"] for seed, record in records.items()}
+        done, record = sum(self._epochs.values()), records[seeds[0]]
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, told=told)
-        elif self._done == self._total or self._done - self._told >= self._total / _LINES:
-            self._told = self._done
-            print(f"{self._title}: {self._done}/{self._total} epochs, {told}", file=sys.stderr, flush=True)
+            self._bar.update(self._task, completed=done, told=_describe_briefly(seeds, record))
+        elif done == self._total or done - self._told >= self._total / _LINES:
+            self._told = done
+            told = _describe(seeds, record)
+            print(f"{self._title}: {done}/{self._total} epochs, {told}", file=sys.stderr, flush=True)
 
 
 def _describe(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
@@ -56,3 +58,10 @@ def _describe(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
     if "validation/balanced_accuracy" in record:
         parts.append(f"validation balanced accuracy {record['validation/balanced_accuracy']:.3f}")
     return ", ".join(parts)
+
+
+def _describe_briefly(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
+    """The same beside a bar."""
+    balanced = record.get("validation/balanced_accuracy")
+    score = "" if balanced is None else f", balanced {balanced:.2f}"
+    return f"seed {seeds[0]}, loss {record['train/loss']:.3g}{score}"

@@ -51,8 +51,7 @@ def train(
     together = train_seeds_together(experiment) and len(pending) > 1
     groups = [pending] if together else [(seed,) for seed in pending]
     programs = compile_programs(experiment, stacked=together) if pending else None
-    label = "seeds together" if together else "one seed after the other"
-    with Progress(len(pending) * experiment.horizon.epochs, f"{experiment.data.name}, {label}") as progress:
+    with Progress(len(pending) * experiment.horizon.epochs, experiment.data.name) as progress:
         for seeds in groups:
             assert programs is not None
             fitted = fit(experiment, programs, seeds, workdir, stop or StopRequest(), progress.epoch)
