@@ -65,7 +65,7 @@ def predict_task(
     images = read_images(images_path)
     if images.shape[1:] != shape:
         raise InputError(f"--input: expected images of shape {shape}, got {images.shape[1:]} in {images_path}")
-    programs = compile_programs(experiment._replace(seeds=(seed,)), stacked=False)
+    programs = compile_programs(experiment, stacked=False)
     best = best_of_run(programs, workdir, seed)
     params, model_state = best.variables["params"], best.variables["model_state"]
     progress = np.float32(best.step / experiment.horizon.total_steps)

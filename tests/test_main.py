@@ -101,6 +101,15 @@ def test_evaluate_repeats_the_test_metrics(trained, capsys):
     assert (trained / "evaluation.json").exists()
 
 
+def test_evaluate_leaves_a_run_that_may_be_saving_alone(trained):
+    """Half-written checkpoints are cleaned up by the run that continues, not by a reader beside it."""
+    half_written = trained / "seed_0" / "checkpoints" / "999.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    assert guarded(run, ["--task=evaluate", f"--workdir={trained}"]) == 0
+    assert half_written.is_dir()
+    half_written.rmdir()
+
+
 def test_predict_writes_the_probabilities_that_were_evaluated(trained, tmp_path, capsys):
     from imbal_jax.data.digits import digits
 

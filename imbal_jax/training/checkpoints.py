@@ -32,14 +32,20 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one seed."""
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
         """Opens or creates the directory.
+
+        Args:
+          directory: of the checkpoints.
+          read_only: change nothing, not even what a killed run left half-written: a run may be writing there.
 
         Raises:
           CheckpointError: it cannot be created.
         """
         self._directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
@@ -132,7 +138,7 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 def restore_newest(group: list[Checkpoints], state: PyTree, best: PyTree) -> list[Restored] | None:
-    """Reads the newest checkpoint that every seed of a group has and that can be read; later ones are deleted.
+    """Reads the newest checkpoint that every seed of a group has and that can be read.
 
     Args:
       group: the checkpoints of seeds that are trained together.
@@ -154,13 +160,9 @@ def restore_newest(group: list[Checkpoints], state: PyTree, best: PyTree) -> lis
             failure = error
             _log.warning("%s; falling back to the checkpoint before", error)
             continue
-        for checkpoints in group:
-            checkpoints.discard_after(step)
         return restored
     if failure is not None:
         raise CheckpointError(f"checkpoints: none can be read; {failure}; start anew in another workdir")
-    for checkpoints in group:
-        checkpoints.discard_after(-1)
     return None
 
 

@@ -18,7 +18,7 @@ from imbal_jax.training.experiment import SELECTION, Experiment
 from imbal_jax.training.folders import seed_folder
 from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.programs import Programs
-from imbal_jax.training.state import Keys, TrainState
+from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds
 from imbal_jax.training.step import StepMetrics, read_metrics
 from imbal_jax.types import Array, PyTree
 
@@ -45,7 +45,6 @@ class _Group:
 
     def __init__(self, experiment: Experiment, programs: Programs, seeds: tuple[int, ...], workdir: pathlib.Path):
         self.experiment, self.programs, self.seeds = experiment, programs, seeds
-        self.stacked = len(seeds) > 1
         folders = [seed_folder(workdir, seed) for seed in seeds]
         self.checkpoints = [Checkpoints(folder / "checkpoints") for folder in folders]
         self.partial = np.zeros((0, 2, len(seeds)))  # losses of the epoch's steps so far: corrected, cross-entropy
@@ -65,21 +64,17 @@ class _Group:
         fresh = self.programs.initial(self.seeds)
         hosts = self.split(to_host(fresh))
         restored = restore_newest(self.checkpoints, hosts[0], _variables(hosts[0]))
+        for checkpoints in self.checkpoints:
+            checkpoints.discard_after(-1 if restored is None else restored[0].step)
         if restored is None:
             return fresh, [Best(0, None, _variables(host)) for host in hosts]
         self.partial = np.stack([np.reshape(one.notes["partial"], (-1, 2)) for one in restored], axis=-1)
-        state = self.join([TrainState(*one.state) for one in restored])
+        state = join_seeds([TrainState(*one.state) for one in restored])
         return self.programs.place(state), [best_in(one) for one in restored]
 
     def split(self, tree: PyTree) -> list[PyTree]:
         """One tree per seed."""
-        if not self.stacked:
-            return [tree]
-        return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(len(self.seeds))]  # noqa: B023
-
-    def join(self, trees: list[PyTree]) -> PyTree:
-        """The inverse of `split`."""
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if self.stacked else trees[0]
+        return split_seeds(tree, len(self.seeds))
 
     def steps_taken(self) -> int:
         """Steps of the present state; waits for it."""
@@ -203,7 +198,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Validation metrics and class gradient norms of every seed, after an epoch."""
     state, programs, data = group.state, group.programs, group.experiment.data
-    moment = np.full(len(group.seeds), progress, np.float32) if group.stacked else np.float32(progress)
+    moment = join_seeds([np.float32(progress)] * len(group.seeds))
     sums = None if padded is None else programs.evaluate(state.params, state.model_state, moment, padded)
     gradients = None
     if training_split is not None:
@@ -275,9 +270,7 @@ def _keep_best(group: _Group, step: int, records: list[dict[str, Any]]) -> None:
         value, best = record.get(select), group.best[i].value
         if value is not None and best is not None and not (value < best if SELECTION[select] else value > best):
             continue
-        variables = {"params": group.state.params, "model_state": group.state.model_state}
-        chosen = jax.tree.map(lambda leaf: leaf[i], variables) if group.stacked else variables  # noqa: B023
-        group.best[i] = Best(step, value, to_host(chosen))
+        group.best[i] = Best(step, value, to_host(group.split(_variables(group.state))[i]))
 
 
 def _interrupt(group: _Group) -> None:

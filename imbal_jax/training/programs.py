@@ -27,8 +27,8 @@ class Programs(NamedTuple):
     draw: Callable[[Array, int], Array]  # (order keys, epoch) -> indices [steps, batch]
     drive: Driver
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
-    probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
+    probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
     place: Callable[[PyTree], PyTree]  # onto every device
     place_split: Callable[[Split], PaddedSplit]  # batches shared out among the devices

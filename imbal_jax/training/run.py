@@ -20,7 +20,7 @@ from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
 from imbal_jax.training.loop import Best, Fitted, best_in, fit, split_metrics
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
-from imbal_jax.training.state import count_parameters
+from imbal_jax.training.state import count_parameters, join_seeds, split_seeds
 
 
 def train(
@@ -91,15 +91,14 @@ def test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) 
       bests: the parameters of every seed.
     """
     # The correction is that of the moment the parameters are from: its predictive logits belong to them.
-    moments = [best.step / experiment.horizon.total_steps for best in bests]
-    trees = [best.variables for best in bests]
-    together = len(bests) > 1
-    variables = programs.place(jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if together else trees[0])
-    progress = np.asarray(moments if together else moments[0], np.float32)
+    progress = join_seeds([np.float32(best.step / experiment.horizon.total_steps) for best in bests])
+    variables = programs.place(join_seeds([best.variables for best in bests]))
     split = programs.place_split(experiment.data.test)
     sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], progress, split))
-    singles = [type(sums)(*(leaf[i] for leaf in sums)) for i in range(len(bests))] if together else [sums]
-    return [{**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()} for one in singles]
+    return [
+        {**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()}
+        for one in split_seeds(sums, len(bests))
+    ]
 
 
 def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
@@ -116,7 +115,7 @@ def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
     folder = seed_folder(workdir, seed) / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"workdir: expected checkpoints of seed {seed} in {folder}, found none; train first")
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     state = jax.eval_shape(programs.initial, (seed,))
     best = {"params": state.params, "model_state": state.model_state}
     restored = restore_newest([checkpoints], state, best)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -53,6 +54,18 @@ def initial_state(
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name != "params"}
     return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
+
+
+def split_seeds(tree: PyTree, num_seeds: int) -> list[PyTree]:
+    """One tree per seed; a single seed has no leading axis."""
+    if num_seeds == 1:
+        return [tree]
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(num_seeds)]  # noqa: B023
+
+
+def join_seeds(trees: list[PyTree]) -> PyTree:
+    """The inverse of `split_seeds`, in host memory."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if len(trees) > 1 else trees[0]
 
 
 def count_parameters(params: Params) -> int:
