@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from imbal_jax import build
-from imbal_jax.class_counts import class_counts, count_labels
+from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
 from imbal_jax.data.dataset import Dataset, faults
 from imbal_jax.data.known import known_dataset
@@ -85,10 +85,7 @@ def predict_task(
 def describe_task(config: ConfigDict) -> None:
     """Prints the model's parameters and the class counts the profile asks for, as JSON; reads data only if it must."""
     available, has_validation, shape = _source_facts(config)
-    wanted, held_out = profile_counts(
-        available, has_validation, build.build_validation(config), build.build_profile(config)
-    )
-    counts = class_counts(wanted, empty_classes=config.training.empty_classes)
+    counts, held_out = _wanted_counts(config, available, has_validation)
     model = build.build_model(config, counts.num_classes)
     inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
@@ -112,6 +109,13 @@ def describe_task(config: ConfigDict) -> None:
             "steps_per_epoch": counts.total // config.training.batch_size,
         }
     )
+
+
+def _wanted_counts(config: ConfigDict, available: np.ndarray, has_validation: bool) -> tuple[ClassCounts, np.ndarray]:
+    """The training counts that the profile asks for, and those of the validation split."""
+    validation, profile = build.build_validation(config), build.build_profile(config)
+    wanted, held_out = profile_counts(available, has_validation, validation, profile)
+    return class_counts(wanted, empty_classes=config.training.empty_classes), held_out
 
 
 def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, tuple[int, ...]]:
@@ -165,10 +169,7 @@ def _profile_faults(config: ConfigDict, dataset: Dataset, report: dict[str, Any]
     """What is wrong with the profile and the validation split on this data; adds the counts they give to the report."""
     available = count_labels(dataset.train.labels, dataset.num_classes)
     try:
-        wanted, held_out = profile_counts(
-            available, dataset.validation is not None, build.build_validation(config), build.build_profile(config)
-        )
-        counts = class_counts(wanted, empty_classes=config.training.empty_classes)
+        counts, held_out = _wanted_counts(config, available, dataset.validation is not None)
     except InputError as error:
         return [str(error)]
     report["profile"] = {"class_counts": counts.counts, "imbalance": counts.imbalance}
