@@ -23,6 +23,7 @@ from imbal_jax.training.experiment import (
     check_evaluation_options,
     check_training_options,
 )
+from imbal_jax.training.objective import make_structure
 from imbal_jax.training.schedules import Horizon
 from imbal_jax.types import Correction, Prediction
 
@@ -100,11 +101,14 @@ def build_experiment(config: ConfigDict) -> Experiment:
     correction = _construct(config.correction, CORRECTIONS, data.counts)
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
+    model = build_model(config, len(data.class_names))
+    reduction: Any = training.reduction
+    structure = make_structure(model, correction, reduction, data.train.images.shape[1:], training.batch_size)
     return Experiment(
         data=data,
-        model=build_model(config, len(data.class_names)),
+        model=model,
         correction=correction,
-        direction=_construct(config.direction, DIRECTIONS),
+        direction=_construct(config.direction, DIRECTIONS, structure),
         schedule=schedule,
         step_rule=_construct(config.step_rule, NAMED["step_rule"], schedule),
         sampler=sampler,

@@ -1,7 +1,7 @@
 """Every name that a config can choose, and what it builds.
 
 A builder's keyword-only parameters are its options, with their types and defaults; its positional parameters are what a
-run provides (class counts, labels, ...).
+run provides (class counts, labels, ...; for directions the `Structure` of the run).
 """
 
 import inspect
@@ -13,7 +13,7 @@ from typing import Any
 from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers
 from imbal_jax.data.pipeline import ValidationSplit
-from imbal_jax.directions import gradient
+from imbal_jax.directions import empirical_fisher, gradient
 from imbal_jax.models import cnn, mlp, resnet, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
@@ -36,7 +36,11 @@ CORRECTIONS: Builders = {
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
-DIRECTIONS: Builders = {"gradient": gradient.gradient}
+DIRECTIONS: Builders = {
+    "gradient": gradient.gradient,
+    "empirical_fisher": empirical_fisher.empirical_fisher,
+    "improved_empirical_fisher": empirical_fisher.improved_empirical_fisher,
+}
 
 # Sections that choose a builder by name.
 NAMED: Mapping[str, Builders] = {

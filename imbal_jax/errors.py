@@ -23,6 +23,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 _INTERVALS = {
+    "in (0, 1]": lambda value: 0 < value <= 1,
     ">= 0": lambda value: value >= 0,
     "> 0": lambda value: value > 0,
     "in [0, 1)": lambda value: 0 <= value < 1,

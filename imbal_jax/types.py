@@ -57,6 +57,8 @@ class Objective(NamedTuple):
 
     predict: Callable[[Params, Batch, Array], Prediction]  # (params, batch, key)
     losses: Callable[[Prediction, Batch], Array]  # per-example losses [batch] in nats; their mean is minimised
+    # Class weights [batch] that the losses contain as factors, already divided by the reduction; None for none.
+    class_weights: Callable[[Prediction, Batch], Array] | None = None
 
 
 class Evidence(NamedTuple):
@@ -79,3 +81,11 @@ class Direction(NamedTuple):
 
     init: Callable[[Params], PyTree]
     propose: Callable[[Objective, Params, Batch, PyTree, Array], Proposal]
+
+
+class Structure(NamedTuple):
+    """The shapes of a run, for directions whose state mirrors the model's layers; all of it is for tracing only."""
+
+    objective: Objective  # of the run's model
+    params: Params  # ShapeDtypeStruct leaves, or arrays
+    batch: Batch  # likewise

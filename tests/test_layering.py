@@ -15,7 +15,7 @@ ALLOWED = {
     "models": set(),
     "corrections": set(),
     "directions": {"curvature"},
-    "curvature": set(),
+    "curvature": {"models"},  # layers are recognised by their type
     "evaluation": set(),
     "reports": set(),
     "training": {"data", "evaluation", "reports"},

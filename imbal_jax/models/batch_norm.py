@@ -39,8 +39,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean, variance = running_mean.value, running_var.value
         if train and not self.is_initializing():
-            count = _values_per_channel(inputs)
-            mean, variance = _moments(inputs)
+            mean, variance, count = self.moments(inputs)
             if self.is_mutable_collection("batch_stats"):
                 unbiased = variance * (count / (count - 1))
                 running_mean.value = self._blend(running_mean.value, mean)
@@ -51,6 +50,14 @@ class BatchNorm(nn.Module):
         per_channel = (1,) * (inputs.ndim - 1) + (channels,)
         multiplier = lax.rsqrt(variance.reshape(per_channel) + self.epsilon) * scale.reshape(per_channel)
         return (inputs - mean.reshape(per_channel)) * multiplier + bias.reshape(per_channel)
+
+    def moments(self, inputs: Array) -> tuple[Array, Array, int]:
+        """Mean and biased variance of every channel over all other axes, and the number of values that went in.
+
+        Raises:
+          InputError: there is a single value per channel.
+        """
+        return *_moments(inputs), _values_per_channel(inputs)
 
     def _blend(self, running: Array, batch: Array) -> Array:
         """The running statistic after one more batch, in its own dtype."""

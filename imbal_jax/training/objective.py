@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imbal_jax.losses import Reduction, reducible_losses
-from imbal_jax.types import Array, Batch, Correction, Objective, Params, Prediction, PyTree
+from imbal_jax.losses import Reduction, reducible_losses, reduction_denominator
+from imbal_jax.types import Array, Batch, Correction, Objective, Params, Prediction, PyTree, Structure
 
 
 def standardise(images: Array, mean: Any, std: Any) -> Array:
@@ -50,4 +51,29 @@ def make_objective(
         corrected = correction.correct(prediction, batch.labels, progress)
         return reducible_losses(corrected, batch.labels, reduction)
 
-    return Objective(predict, losses)
+    def class_weights(prediction: Prediction, batch: Batch) -> Array:
+        weights = jax.lax.stop_gradient(correction.correct(prediction, batch.labels, progress).weights)
+        return weights * (weights.shape[0] / reduction_denominator(weights, reduction))
+
+    return Objective(predict, losses, class_weights)
+
+
+def make_structure(
+    model: nn.Module, correction: Correction, reduction: Reduction, input_shape: tuple[int, ...], batch_size: int
+) -> Structure:
+    """The shapes of a run; nothing is computed.
+
+    Args:
+      model: called as model.apply(variables, inputs, train=...) -> (logits, features).
+      correction: of the loss.
+      reduction: "mean" or "weighted_mean".
+      input_shape: of one example, [height, width, channels].
+      batch_size: examples per step.
+    """
+    inputs = jax.ShapeDtypeStruct((batch_size, *input_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), inputs)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    objective = make_objective(model, correction, reduction, model_state=zeros, progress=0.0, train=True)
+    batch: Any = (inputs, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
+    return Structure(objective, variables["params"], Batch(*batch))

@@ -1,13 +1,16 @@
 """What every direction must do; a new one is tested by being in the builders."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from imbal_jax.builders import DIRECTIONS
-from imbal_jax.types import Batch, Objective, Prediction
+from imbal_jax.types import Batch, Objective, Prediction, Structure
 
 EXAMPLES, INPUTS, CLASSES = 24, 5, 3
 RNG = np.random.default_rng(0)
@@ -24,10 +27,24 @@ PARAMS = {
 }
 
 
+class Scale(nn.Module):
+    """A layer of a kind that no direction knows."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return inputs * self.param("scale", nn.initializers.ones, inputs.shape[-1:])
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        features = Scale(name="hidden")(inputs)
+        return nn.Dense(CLASSES, name="classifier")(features), features
+
+
 def predict(params, batch, key):
     """A linear model; the key shifts the running statistic only, so that losses are deterministic."""
-    features = batch.inputs * params["hidden"]["scale"]
-    logits = features @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    logits, features = Linear().apply({"params": params}, batch.inputs)
     return Prediction(logits, features, {"seen": jnp.mean(batch.inputs, axis=0) + jax.random.uniform(key)})
 
 
@@ -37,6 +54,11 @@ def losses(prediction, batch):
 
 
 OBJECTIVE = Objective(predict, losses)
+STRUCTURE = Structure(OBJECTIVE, PARAMS, BATCH)
+# Here are more examples than parameters, so that without damping the empirical Fisher's system is nearly singular.
+OPTIONS = {"empirical_fisher": {"damping": 0.1}}
+# Learning rates that solve the problem in forty steps; the others take 0.1.
+RATES = {"empirical_fisher": 0.03, "improved_empirical_fisher": 10.0}
 KEYS = jax.random.split(jax.random.key(0), 40)
 
 
@@ -48,14 +70,17 @@ class Case:
     """A direction with its `propose` compiled once for all tests."""
 
     def __init__(self, name):
-        self.direction = DIRECTIONS[name]()
+        builder = DIRECTIONS[name]
+        positional = [p for p in inspect.signature(builder).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self.direction = builder(*[STRUCTURE][: len(positional)], **OPTIONS.get(name, {}))
+        self.rate = RATES.get(name, 0.1)
         self.propose = jax.jit(lambda params, state, key: self.direction.propose(OBJECTIVE, params, BATCH, state, key))
 
-    def follow(self, params, state, keys, *, rate=0.1):
+    def follow(self, params, state, keys):
         """Steps of fixed length against the proposals."""
         for key in keys:
             proposal = self.propose(params, state, key)
-            params = jax.tree.map(lambda value, step: value - rate * step, params, proposal.direction)
+            params = jax.tree.map(lambda value, step: value - self.rate * step, params, proposal.direction)
             state = proposal.state
         return params, state
 
