@@ -1,34 +1,50 @@
-"""Thesis Table 4.2: VGG11-BN on imbalanced CIFAR-10 (4.1.4, Tables B.1 and B.5), first-order corrections.
+"""Thesis Tables 4.2 and 5.4: VGG11-BN on imbalanced CIFAR-10 (4.1.4, Tables B.1 and B.5).
 
   python -m imbal_jax.main --task=prepare --input=cifar-10-binary.tar.gz --output=$HOME/tensorflow_datasets
   python -m imbal_jax.main --config=configs/cifar10_vgg11.py --workdir=runs/cifar10_vgg11
   python -m imbal_jax.main --config=configs/cifar10_vgg11.py:ldam_drw --config.profile.alpha=1 --workdir=runs/ldam_drw_1
+  python -m imbal_jax.main --config=configs/cifar10_vgg11.py:ekfac_drw --workdir=runs/ekfac_drw
 
 On images of your own keeping: --config.data.name=arrays --config.data.path=cifar10.npz. The thesis trains 100 epochs
-without augmentation, momentum or schedule; it reports 62.33 +- 1.05 % for the baseline at alpha = 0.1 over three seeds.
+without augmentation, momentum or schedule; it reports 62.33 +- 1.05 % for the baseline at alpha = 0.1 over three seeds,
+66.37 +- 0.52 for ekfac, 62.13 +- 1.85 for ekfac_irw, 66.03 +- 0.36 for ekfac_drw. It gives no damping and no settings
+of ef, ief and gdn for these images: those below were chosen on validation, see the README.
 An epoch with its validation takes about 40 s on two CPU cores, and 12 epochs reach 52 % on a JPEG copy of the images.
 """
 
 from ml_collections import ConfigDict
 
-from imbal_jax.recipes import classifier_of, correction
+from imbal_jax.recipes import classifier_of, correction, parse_method, schedule
+
+# Direction and learning rate by the method's direction.
+DIRECTIONS = {
+    "gradient": ({"name": "gradient"}, 0.1),
+    "ef": ({"name": "empirical_fisher", "damping": 0.1}, 0.01),
+    "ief": ({"name": "improved_empirical_fisher", "damping": 0.1}, 10.0),
+    "gdn": ({"name": "gdn", "damping": 1.0}, 0.1),
+    "ekfac": ({"name": "ekfac", "damping": 1e-3}, 0.01),
+}
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
-    """The study; `method` is one of `imbal_jax.recipes.METHODS`."""
+    """The study; `method` is read by `imbal_jax.recipes.parse_method`."""
+    chosen = parse_method(method)
+    direction, learning_rate = DIRECTIONS[chosen.direction]
+    if chosen.direction == "gradient" and method.startswith("ldam"):
+        learning_rate = 0.01
     return ConfigDict(
         {
             "seeds": "0,1,2",
             "data": {"name": "tfds", "dataset": "cifar10"},
             "validation": {"fraction": 0.1},
             "profile": {"name": "thesis_table_b1", "alpha": 0.1},
-            "sampler": {"name": "uniform"},
+            "sampler": {"name": chosen.sampler},
             "augmentation": {"name": "none"},
-            "model": {"name": "vgg11_bn", "classifier": classifier_of(method)},
-            "correction": correction(method),
-            "direction": {"name": "gradient"},
+            "model": {"name": "vgg11_bn", "classifier": classifier_of(chosen.correction)},
+            "correction": correction(chosen.correction),
+            "direction": direction,
             "step_rule": {"name": "sgd"},
-            "schedule": {"name": "constant", "learning_rate": 0.01 if method.startswith("ldam") else 0.1},
+            "schedule": schedule(chosen, learning_rate),
             "training": {"epochs": 100, "batch_size": 32, "select": "validation/cross_entropy"},
         }
     )

@@ -9,24 +9,35 @@ for the baseline, 94.1 % for inverse_frequency, 94.6 % for ldam_drw, 95.3 % for 
 
 from ml_collections import ConfigDict
 
-from imbal_jax.recipes import classifier_of, correction
+from imbal_jax.recipes import classifier_of, correction, parse_method
+
+# Direction, learning rate and momentum by the method's direction.
+DIRECTIONS = {
+    "gradient": ({"name": "gradient"}, 0.05, 0.9),
+    "ef": ({"name": "empirical_fisher", "damping": 0.1}, 0.003, 0.0),
+    "ief": ({"name": "improved_empirical_fisher", "damping": 0.1}, 10.0, 0.0),
+    "gdn": ({"name": "gdn", "damping": 1.0}, 0.1, 0.0),
+    "ekfac": ({"name": "ekfac", "damping": 1e-3}, 0.01, 0.0),
+}
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
-    """The study; `method` is one of `imbal_jax.recipes.METHODS`."""
+    """The study; `method` is read by `imbal_jax.recipes.parse_method`."""
+    chosen = parse_method(method)
+    direction, learning_rate, momentum = DIRECTIONS[chosen.direction]
     return ConfigDict(
         {
             "seeds": "0",
             "data": {"name": "digits"},
             "validation": {"fraction": 0.1},
             "profile": {"name": "dirichlet", "alpha": 0.5, "total": 500, "min_count": 4},
-            "sampler": {"name": "uniform"},
+            "sampler": {"name": chosen.sampler},
             "augmentation": {"name": "none"},
-            "model": {"name": "cnn", "classifier": classifier_of(method)},
-            "correction": correction(method),
-            "direction": {"name": "gradient"},
-            "step_rule": {"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4},
-            "schedule": {"name": "cosine", "learning_rate": 0.05},
+            "model": {"name": "cnn", "classifier": classifier_of(chosen.correction)},
+            "correction": correction(chosen.correction),
+            "direction": direction,
+            "step_rule": {"name": "sgd", "momentum": momentum, "weight_decay": 2e-4},
+            "schedule": {"name": "cosine", "learning_rate": learning_rate},
             "training": {"epochs": 40, "batch_size": 32, "checkpoint_every_epochs": 5},
         }
     )

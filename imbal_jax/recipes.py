@@ -1,12 +1,15 @@
-"""The corrections of the thesis as config sections, for config files to choose from by name.
+"""The methods of the thesis as config sections, for config files to choose from by name.
+
+A method is a correction ("ldam_drw"), a second-order direction ("ief"), or a direction with a variant of thesis 4.1.5
+("ief_sampler", "ief_irw", "ief_drw") or any correction ("ief_ldam").
 
 Hyper-parameters are those of thesis Table B.5, in our normalisation of the weights (they average one over the classes;
 the thesis's sum to one); methods outside of the thesis have their authors' defaults.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from imbal_jax.errors import choose
+from imbal_jax.errors import InputError, choose, not_found
 
 METHODS = (
     "baseline",
@@ -22,6 +25,52 @@ METHODS = (
     "vector_scaling",
     "class_dependent_temperatures",
 )
+# Second-order directions of the thesis (3.5), beside the plain gradient.
+DIRECTIONS = ("ef", "ief", "gdn", "ekfac")
+# What a direction is combined with (thesis 4.1.5): correction and sampler.
+_VARIANTS = {
+    "raw": ("baseline", "uniform"),
+    "sampler": ("baseline", "minority_in_every_batch"),
+    "irw": ("inverse_frequency", "uniform"),
+    "drw": ("drw", "uniform"),
+}
+DIRECTED_METHODS = tuple(f"{direction}_{variant}" for direction in DIRECTIONS for variant in _VARIANTS)
+
+
+class Method(NamedTuple):
+    """The parts that a method's name stands for."""
+
+    direction: str  # "gradient" or one of DIRECTIONS
+    correction: str  # one of METHODS
+    sampler: str  # of `imbal_jax.builders`
+
+
+def parse_method(name: str) -> Method:
+    """Reads a method's name, see the module's docstring.
+
+    Raises:
+      InputError: there is no such method; the nearest are named.
+    """
+    direction, _, rest = name.partition("_")
+    if direction not in DIRECTIONS:
+        direction, rest = "gradient", name
+    elif not rest:
+        rest = "raw"
+    if direction != "gradient" and rest in _VARIANTS:
+        return Method(direction, *_VARIANTS[rest])
+    if rest not in METHODS:
+        raise InputError(f"method: {not_found(name, (*METHODS, *DIRECTIONS, *DIRECTED_METHODS))}")
+    return Method(direction, rest, "uniform")
+
+
+def schedule(method: Method, learning_rate: float, *, at: float = 0.5, factor: float = 0.5) -> dict[str, Any]:
+    """The config section of a learning rate that is constant but for directions under deferred weights.
+
+    There it changes by a factor at the switch: thesis Table B.7 has 10 -> 5 for iEF DRW and GDN DRW.
+    """
+    if method.direction != "gradient" and method.correction == "drw":
+        return {"name": "switch", "learning_rate": learning_rate, "at": at, "factor": factor}
+    return {"name": "constant", "learning_rate": learning_rate}
 
 
 def correction(method: str, *, at: float = 0.5, deferred_weight: dict[str, Any] | None = None) -> dict[str, Any]:

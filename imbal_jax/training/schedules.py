@@ -4,6 +4,7 @@ Every schedule can begin with a warm-up by whole epochs, lr (e + 1) / warmup_epo
 published long-tail code.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -117,6 +118,32 @@ def multi_step(
         return table[jnp.sum(step >= jnp.asarray(steps, jnp.int32))]
 
     return _schedule(horizon, learning_rate, warmup_epochs, factor)
+
+
+def switch(
+    horizon: Horizon, *, learning_rate: float = 0.1, at: float = 0.5, factor: float = 0.5, warmup_epochs: int = 0
+) -> optax.Schedule:
+    """The learning rate times a factor from a fraction of training on, in step with a deferred correction.
+
+    Args:
+      horizon: the run's length.
+      learning_rate: > 0, before the switch.
+      at: the fraction of training at which it changes, in [0, 1], as of `imbal_jax.corrections.compose.deferred`.
+      factor: of the learning rate afterwards, >= 0; thesis Table B.7 has 10 -> 5.
+      warmup_epochs: epochs of warm-up; 0 for none.
+
+    Raises:
+      InputError: an argument is out of range.
+    """
+    check_number("at", at, "in [0, 1]")
+    check_number("factor", factor, ">= 0")
+    first = math.ceil(at * horizon.total_steps - 1e-6)
+
+    def multiplier(step, progress):
+        del progress  # which counts from the end of the warm-up
+        return jnp.where(step >= first, factor, 1.0)
+
+    return _schedule(horizon, learning_rate, warmup_epochs, multiplier)
 
 
 def _schedule(horizon: Horizon, learning_rate: float, warmup_epochs: int, factor) -> optax.Schedule:

@@ -5,12 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imbal_jax.class_counts import class_counts
+from imbal_jax.corrections.compose import deferred
+from imbal_jax.corrections.weights import inverse_frequency
 from imbal_jax.errors import InputError
 from imbal_jax.training import schedules
 from imbal_jax.training.schedules import Horizon
+from imbal_jax.types import Prediction
 
 HORIZON = Horizon(steps_per_epoch=4, epochs=6)
 STEPS = np.arange(HORIZON.total_steps)
+ALL = [schedules.constant, schedules.linear, schedules.cosine, schedules.multi_step, schedules.switch]
 TOLERANCE = {"rtol": 2e-6, "atol": 1e-8}
 
 
@@ -100,11 +105,29 @@ def test_boundaries_are_exact_where_the_device_would_round():
     np.testing.assert_array_equal(rates, np.array([1.0, 0.5], np.float32))
 
 
+@pytest.mark.parametrize("at", [0.0, 1 / 3, 0.5, 0.7, 1.0])
+def test_switch_is_in_step_with_a_deferred_correction(at):
+    rates = at_all_steps(schedules.switch(HORIZON, learning_rate=10.0, at=at, factor=0.5))
+    counts = class_counts(np.array([8, 2]))
+    correct = deferred(after=inverse_frequency(counts), at=at).correct
+    prediction, labels = Prediction(jnp.zeros((2, 2))), jnp.array([0, 1])
+    reweighted = [
+        np.ptp(correct(prediction, labels, jnp.float32(step) / HORIZON.total_steps).weights) > 0 for step in STEPS
+    ]
+    np.testing.assert_array_equal(rates, np.where(reweighted, np.float32(5.0), np.float32(10.0)))
+
+
+@pytest.mark.parametrize("options", [{"at": 1.5}, {"at": -0.1}, {"factor": -1.0}])
+def test_switch_refuses(options):
+    with pytest.raises(InputError, match=rf"^{next(iter(options))}: expected a number"):
+        schedules.switch(HORIZON, **options)
+
+
 def test_no_boundaries_is_constant():
     np.testing.assert_array_equal(at_all_steps(schedules.multi_step(HORIZON, learning_rate=0.5)), np.float32(0.5))
 
 
-@pytest.mark.parametrize("build", [schedules.constant, schedules.linear, schedules.cosine, schedules.multi_step])
+@pytest.mark.parametrize("build", ALL)
 def test_host_and_device_agree(build):
     # Records ask for the learning rate of one step on the host.
     schedule = build(HORIZON, learning_rate=0.3, warmup_epochs=2)
@@ -117,7 +140,7 @@ def test_a_run_may_be_all_warm_up():
         np.testing.assert_allclose(at_all_steps(schedule), 0.3 * warmup(6), **TOLERANCE)
 
 
-@pytest.mark.parametrize("build", [schedules.constant, schedules.linear, schedules.cosine, schedules.multi_step])
+@pytest.mark.parametrize("build", ALL)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
