@@ -21,6 +21,7 @@ from imbal_jax.training.experiment import (
     RecordOptions,
     TrainingOptions,
     check_evaluation_options,
+    check_record_options,
     check_training_options,
 )
 from imbal_jax.training.objective import make_structure
@@ -97,6 +98,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
     sampler = _construct(config.sampler, NAMED["sampler"], *provided)
     steps = steps_per_epoch(len(data.train.labels), training.batch_size)
     horizon = Horizon(steps, training.epochs)
+    record = RecordOptions(**config.record)
+    check_record_options(record, horizon)
     schedule = _construct(config.schedule, NAMED["schedule"], horizon)
     correction = _construct(config.correction, CORRECTIONS, data.counts)
     if config.sampler.name != "uniform":
@@ -116,7 +119,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         horizon=horizon,
         training=training,
         evaluation=evaluation,
-        record=RecordOptions(**config.record),
+        record=record,
         seeds=seeds,
     )
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "curvature": {"models"},  # layers are recognised by their type
     "evaluation": set(),
     "reports": set(),
-    "training": {"data", "evaluation", "reports"},
+    "training": {"curvature", "data", "evaluation", "reports"},  # curvature: the effects of a step on every loss
 }
 
 

@@ -73,11 +73,14 @@ class RecordOptions(NamedTuple):
 
     Attributes:
       class_gradient_norms: the norm of every class's contribution to the gradient of the final layer, each epoch.
+      step_effects_batches: after each epoch, what a step on each of so many batches, the first of the next epoch, would
+        do to the losses of its examples, by class; 0 for none. The first of these steps is the run's next.
       tensorboard: write TensorBoard events.
       figures: write learning curves and confusion matrices as PNG and PDF.
     """
 
     class_gradient_norms: bool = False
+    step_effects_batches: int = 0
     tensorboard: bool = True
     figures: bool = True
 
@@ -132,4 +135,13 @@ def check_evaluation_options(options: EvaluationOptions) -> None:
     if options.tail_below > options.head_above:
         raise InputError(
             f"evaluation.tail_below: expected at most head_above ({options.head_above}), got {options.tail_below}"
+        )
+
+
+def check_record_options(options: RecordOptions, horizon: Horizon) -> None:
+    """Raises InputError when an option is out of range."""
+    if not 0 <= options.step_effects_batches <= horizon.steps_per_epoch:
+        raise InputError(
+            f"record.step_effects_batches: expected a number in 0..{horizon.steps_per_epoch}, the batches of an epoch,"
+            f" got {options.step_effects_batches}"
         )

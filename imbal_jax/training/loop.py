@@ -20,6 +20,7 @@ from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.programs import Programs
 from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds
 from imbal_jax.training.step import StepMetrics, read_metrics
+from imbal_jax.training.step_effects import by_class
 from imbal_jax.types import Array, PyTree
 
 Report = Callable[[tuple[int, ...], dict[int, dict[str, Any]]], None]  # (seeds, record by seed)
@@ -137,6 +138,7 @@ def fit(
             started = time.perf_counter()
             losses = _run_epoch(group, keys, epoch, stop)
             measured = _measure(group, padded, training_split, (epoch + 1) / horizon.epochs)
+            _add_step_effects(group, keys, measured)
             durations.append(time.perf_counter() - started)
             _finish_epoch(group, epoch, losses, measured, durations[-1], report)
             if (epoch + 1) % every == 0 or epoch + 1 == horizon.epochs:
@@ -221,6 +223,14 @@ def _measure(
     return measured
 
 
+def _add_step_effects(group: _Group, keys: Keys, measured: list[dict[str, Any]]) -> None:
+    """Adds what the first steps of the next epoch would do, if it is to be recorded."""
+    programs, counts = group.programs, group.experiment.data.counts
+    effects = jax.device_get(programs.step_effects(group.state, programs.train_data, group.upcoming, keys.step))
+    for i, batches in enumerate(zip(*(group.split(batch) for batch in effects), strict=True)):
+        measured[i]["step_effects"] = by_class(list(batches), counts)
+
+
 def validation_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
     """Metrics of the validation split by their keys in the records."""
     return {f"validation/{name}": value for name, value in split_metrics(experiment, sums).items()}
@@ -258,7 +268,8 @@ def _finish_epoch(
         records.append(record)
         group.records[i].append(record)
         if group.events:
-            write_scalars(group.events[i], record)
+            scalars = {f"step_effects/{key}": value for key, value in record.get("step_effects", {}).items()}
+            write_scalars(group.events[i], record | scalars)
     _keep_best(group, step, records)
     report(group.seeds, dict(zip(group.seeds, records, strict=True)))
 

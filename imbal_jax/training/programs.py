@@ -16,6 +16,7 @@ from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.objective import standardise
 from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
 from imbal_jax.training.step import DeviceData, Driver, make_driver, make_step
+from imbal_jax.training.step_effects import StepEffects, make_step_effects, over_first_batches
 from imbal_jax.types import Array, PyTree
 
 
@@ -28,6 +29,7 @@ class Programs(NamedTuple):
     drive: Driver
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
+    step_effects: Callable[..., list[StepEffects]]  # (state, train data, indices, step keys) -> of the first batches
     probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
     place: Callable[[PyTree], PyTree]  # onto every device
@@ -74,26 +76,29 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
 
     batch_sums = make_batch_sums(experiment.model, correction, normalise, len(data.class_names))
     gradients = make_class_gradients(experiment.model, correction, normalise, len(data.class_names))
-    step = make_step(
+    reduction: Any = experiment.training.reduction
+    parts = (
         experiment.model,
         correction,
-        experiment.training.reduction,  # type: ignore[arg-type]
+        reduction,
         experiment.direction,
         experiment.step_rule,
         experiment.augmentation,
         (data.mean, data.std),
         experiment.horizon.total_steps,
     )
+    effects, batches = make_step_effects(*parts), experiment.record.step_effects_batches
     initial = jax.jit(over_seeds(first_state, (0,)), out_shardings=everywhere)
     make_keys = jax.jit(over_seeds(keys_of, (0,)), out_shardings=everywhere)
     return Programs(
         keys=lambda seeds: make_keys(seeds_array(seeds)),
         initial=lambda seeds: initial(seeds_array(seeds)),
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
-        drive=make_driver(step, experiment.training.driver, stacked=stacked),
+        drive=make_driver(make_step(*parts), experiment.training.driver, stacked=stacked),
         evaluate=make_evaluate(batch_sums, stacked=stacked),
         probabilities=make_probabilities(experiment.model, correction, normalise),
         class_gradients=make_evaluate(gradients, stacked=stacked),
+        step_effects=over_first_batches(effects, batches, stacked=stacked),
         all_finite=jax.jit(over_seeds(all_finite, (0,))),
         place=lambda tree: jax.device_put(tree, everywhere),
         place_split=lambda split: _place_split(split, experiment.evaluation.batch_size, mesh),
