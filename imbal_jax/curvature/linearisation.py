@@ -13,7 +13,7 @@ from imbal_jax.curvature.gram import explicit_gram
 from imbal_jax.curvature.jacobian import predict_examples
 from imbal_jax.curvature.layers import Layer, merge_calls
 from imbal_jax.curvature.recognition import layer_of, uses_batch_statistics
-from imbal_jax.curvature.taps import Plan, plan_taps, tap
+from imbal_jax.curvature.taps import Plan, absorbed_biases, plan_taps, tap
 from imbal_jax.errors import InputError
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.types import Array, Batch, Evidence, Objective, Params, Prediction
@@ -109,7 +109,8 @@ def _linearise(
     """`linearise` with the statistics that are in force."""
     plan = plan_taps(objective.predict, params, batch, key) if engine != "vmap" else None
     if plan is None or _must_hold_gradients(plan, engine):
-        prediction, jacobian = _by_vmap(objective, params, batch, key)
+        absorbed = absorbed_biases(objective.predict, params, batch, key) if plan is None else plan.absorbed
+        prediction, jacobian = _by_vmap(objective, absorbed, params, batch, key)
     else:
         prediction, jacobian = _by_taps(objective, plan, params, batch, key)
     losses, cotangents = _loss_cotangents(objective, prediction, batch)
@@ -142,12 +143,16 @@ _Parts = tuple[Array, Callable[[Array], Params], Callable[[Params], Array]]  # g
 _Differentiable = tuple[Prediction, Callable[..., _Parts]]  # prediction, cotangents -> parts
 
 
-def _by_vmap(objective: Objective, params: Params, batch: Batch, key: Array) -> _Differentiable:
-    """J in full."""
+def _by_vmap(
+    objective: Objective, absorbed: frozenset[tuple[str, ...]], params: Params, batch: Batch, key: Array
+) -> _Differentiable:
+    """J in full, without the biases that batch statistics absorb."""
     prediction, jacobian = predict_examples(objective, params, batch, key)
 
     def parts(logits: Array, features: Array | None) -> _Parts:
         gradients = jacobian(logits, features)
+        for path in absorbed:
+            gradients = _put(gradients, (*path, "bias"), jnp.zeros_like(_at(gradients, (*path, "bias"))))
         leaves = jax.tree.leaves(gradients)
 
         def pullback(coefficients: Array) -> Params:

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from imbal_jax.curvature.layers import ExplicitLayer, Layer, ProductLayer
@@ -31,10 +32,15 @@ class Call(NamedTuple):
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """The kind of a module that is known to treat its examples alike, else None."""
-    if isinstance(module, nn.Dense | Convolution3x3) or (isinstance(module, nn.Conv) and _is_plain(module)):
+    """The kind of a module that is known to treat its examples alike, else None.
+
+    A subclass may do anything and is not known.
+    """
+    if type(module) in (nn.Dense, Convolution3x3) or (type(module) is nn.Conv and _is_plain(module)):
         return "product"
-    return "normalisation" if isinstance(module, _NORMALISATIONS) else None
+    # Channels elsewhere than last are not known either.
+    channels_last = getattr(module, "feature_axes", getattr(module, "axis", -1)) == -1
+    return "normalisation" if type(module) in _NORMALISATIONS and channels_last else None
 
 
 def uses_batch_statistics(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -70,12 +76,16 @@ def product_rows(call: Call, dtype: Any) -> Array:
     if isinstance(module, Convolution3x3):
         return extract_patches(inputs, (3, 3), (module.stride,) * 2, ((1, 1), (1, 1)), (1, 1))
     assert isinstance(module, nn.Conv)
-    size = _each(module.kernel_size, inputs.ndim - 2)
+    rank = 1 if isinstance(module.kernel_size, int) else len(module.kernel_size)
+    size = _each(module.kernel_size, rank)
     padding: Any = module.padding
     if not isinstance(padding, str):
         padding = [(each, each) if isinstance(each, int) else tuple(each) for each in _each(padding, len(size))]
     strides, dilation = _each(module.strides, len(size)), _each(module.kernel_dilation, len(size))
-    return extract_patches(inputs, size, strides, padding, dilation)
+    # Axes between examples and image, such as time, are further positions.
+    images = inputs.reshape(-1, *inputs.shape[-1 - rank :])
+    patches = extract_patches(images, size, strides, padding, dilation)
+    return patches.reshape(len(inputs), -1, patches.shape[-1])
 
 
 def _product_layer(call: Call, params: Params, cotangents: Array) -> ProductLayer:
@@ -89,7 +99,7 @@ def _product_layer(call: Call, params: Params, cotangents: Array) -> ProductLaye
 def _normalisation_layer(call: Call, params: Params, cotangents: Array) -> ExplicitLayer:
     """Scale and shift of normalised inputs; the normalised inputs are the output with scale 1 and shift 0."""
     neutral = {name: (jnp.ones_like if name == "scale" else jnp.zeros_like)(leaf) for name, leaf in params.items()}
-    normalised = _apply(call, neutral, call.args)
+    normalised = _apply(call, neutral)
     factors = {"scale": normalised * cotangents, "bias": cotangents}
     axes = tuple(range(1, cotangents.ndim - 1))
     return ExplicitLayer({name: factors[name].sum(axes).astype(leaf.dtype) for name, leaf in params.items()})
@@ -97,26 +107,24 @@ def _normalisation_layer(call: Call, params: Params, cotangents: Array) -> Expli
 
 def _opaque_layer(call: Call, params: Params, cotangents: Array) -> ExplicitLayer:
     """Any module that treats its examples one by one: its own gradient, example by example."""
-    batched = [isinstance(arg, jax.Array) for arg in call.args]
+    leaves, structure = jax.tree.flatten((call.args, call.kwargs))
+    batched = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
 
-    def gradient(arrays: tuple[Any, ...], cotangent: Array) -> Params:
-        args = [arg[None] if is_array else arg for arg, is_array in zip(arrays, batched, strict=True)]
-        return jax.vjp(lambda params: _apply(call, params, args), params)[1](cotangent[None])[0]
+    def of_example(arrays: list[Array], cotangent: Array) -> Params:
+        replacement = iter(arrays)
+        single = [next(replacement)[None] if is_array else leaf for leaf, is_array in zip(leaves, batched, strict=True)]
+        args, kwargs = jax.tree.unflatten(structure, single)
+        alone = call._replace(args=args, kwargs=kwargs)
+        return jax.vjp(lambda params: _apply(alone, params), params)[1](cotangent[None])[0]
 
-    arrays = tuple(arg if is_array else None for arg, is_array in zip(call.args, batched, strict=True))
-    others = tuple(None if is_array else arg for arg, is_array in zip(call.args, batched, strict=True))
-
-    def of_example(arrays: tuple[Any, ...], cotangent: Array) -> Params:
-        joined = tuple(a if is_array else o for a, o, is_array in zip(arrays, others, batched, strict=True))
-        return gradient(joined, cotangent)
-
+    arrays = [jnp.asarray(leaf) for leaf, is_array in zip(leaves, batched, strict=True) if is_array]
     return ExplicitLayer(jax.vmap(of_example)(arrays, cotangents))
 
 
-def _apply(call: Call, params: Params, args: Sequence[Any]) -> Array:
-    """The module's output for other parameters or inputs."""
+def _apply(call: Call, params: Params) -> Array:
+    """The module's output for other parameters."""
     variables = {"params": params, **call.collections}
-    output = call.module.apply(variables, *args, **call.kwargs, mutable=list(call.collections))
+    output = call.module.apply(variables, *call.args, **call.kwargs, mutable=list(call.collections))
     return output[0]
 
 

@@ -91,8 +91,10 @@ def solve_damped(
     unit = jnp.where(unit > 0, unit, 1)
     wide = jnp.float64 if precision == "float64" else gram.dtype
     with jax.enable_x64(jax.config.read("jax_enable_x64") or precision == "float64"):
-        factor = _factorise((gram / unit).astype(wide), (added / unit).astype(wide))
-        solution = jax.scipy.linalg.cho_solve((factor, True), right.astype(wide)) / unit.astype(wide)
+        # Widened before it is divided: rounding of the quotients would count as much as that of the factorisation.
+        gram, added, unit = (value.astype(wide) for value in (gram, added, unit))
+        factor = _factorise(gram / unit, added / unit)
+        solution = jax.scipy.linalg.cho_solve((factor, True), right.astype(wide)) / unit
         solution = solution.astype(right.dtype)
     return jnp.where(jnp.any(gram), solution, 0)
 
