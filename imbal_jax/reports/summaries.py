@@ -1,6 +1,6 @@
 """One summary from the results of several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,25 @@ def summarise(per_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         elif _agree(of_seeds):
             summary[key] = of_seeds[0]
     return summary | {"standard_error": errors, "per_seed": {str(seed): result for seed, result in results.items()}}
+
+
+def within_seconds(records: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """The last record of a run that was written within a time from its start, for comparing methods at equal time.
+
+    Args:
+      records: of one seed, in order, with the "seconds" that each epoch took, validation and compilation included.
+      seconds: > 0.
+
+    Returns:
+      The record, or nothing where not even the first epoch was over.
+    """
+    elapsed, last = 0.0, {}
+    for record in records:
+        elapsed += record["seconds"]
+        if elapsed > seconds:
+            break
+        last = dict(record)
+    return last
 
 
 def _averaged(of_seeds: list) -> tuple[Any, Any]:

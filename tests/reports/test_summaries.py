@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import sem
 
 from imbal_jax.errors import InputError
-from imbal_jax.reports.summaries import mean_and_standard_error, summarise
+from imbal_jax.reports.summaries import mean_and_standard_error, summarise, within_seconds
 
 
 @pytest.mark.parametrize("shape", [(2,), (5,), (3, 4), (3, 4, 4)])
@@ -122,3 +122,9 @@ def test_summary_refuses():
         summarise({})
     with pytest.raises(InputError, match=r"^per_seed: \['seeds'\] are reserved names"):
         summarise({0: {"seeds": 3}})
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(2.9, None), (3.0, 1), (4.9, 1), (5.0, 2), (100.0, 3)])
+def test_within_seconds_is_the_last_record_in_time(seconds, step):
+    records = [{"step": 1, "seconds": 3.0}, {"step": 2, "seconds": 2.0}, {"step": 3, "seconds": 2.0}]
+    assert within_seconds(records, seconds).get("step") == step
