@@ -13,7 +13,7 @@ from typing import Any
 from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers
 from imbal_jax.data.pipeline import ValidationSplit
-from imbal_jax.directions import empirical_fisher, gradient
+from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
 from imbal_jax.models import cnn, mlp, resnet, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
@@ -40,6 +40,8 @@ DIRECTIONS: Builders = {
     "gradient": gradient.gradient,
     "empirical_fisher": empirical_fisher.empirical_fisher,
     "improved_empirical_fisher": empirical_fisher.improved_empirical_fisher,
+    "gdn": gdn.gdn,
+    "ekfac": ekfac.ekfac,
 }
 
 # Sections that choose a builder by name.
@@ -70,6 +72,7 @@ NAMED: Mapping[str, Builders] = {
         "linear": schedules.linear,
         "cosine": schedules.cosine,
         "multi_step": schedules.multi_step,
+        "switch": schedules.switch,
     },
 }
 # Sections with one fixed set of options.

@@ -41,7 +41,7 @@ def test_unknown_methods_are_told(name):
     if name == "ief_":  # as good as no variant
         assert parse_method(name) == parse_method("ief")
         return
-    with pytest.raises(InputError, match="^method: no "):
+    with pytest.raises(InputError, match=r"^method: no "):
         parse_method(name)
 
 

@@ -153,7 +153,6 @@ def fresh_basis(rows: Array, cotangents: Array, running: bool) -> Eigenbasis:
       cotangents: [batch, positions, g].
       running: whether the second moments are a moving average.
     """
-
     input_values, inputs = second_moment_basis(rows.reshape(-1, rows.shape[-1]))
     output_values, outputs = second_moment_basis(cotangents.reshape(-1, cotangents.shape[-1]))
     # Rounding makes the zero eigenvalues of few rows slightly negative.
