@@ -19,10 +19,10 @@ from imbal_jax.recipes import classifier_of, correction, parse_method, schedule
 # Direction and learning rate by the method's direction.
 DIRECTIONS = {
     "gradient": ({"name": "gradient"}, 0.1),
-    "ef": ({"name": "empirical_fisher", "damping": 0.01}, 0.01),
+    "ef": ({"name": "empirical_fisher", "damping": 0.01, "statistics": "running"}, 0.01),
     "ief": ({"name": "improved_empirical_fisher", "damping": 0.01, "statistics": "running"}, 50.0),
     "gdn": ({"name": "gdn", "damping": 10.0}, 3.0),
-    "ekfac": ({"name": "ekfac", "damping": 1e-3}, 0.01),
+    "ekfac": ({"name": "ekfac", "damping": 0.3}, 0.1),
 }
 
 

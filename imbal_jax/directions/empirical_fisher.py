@@ -65,15 +65,7 @@ def improved_empirical_fisher(
 ) -> Direction:
     """iEF: every example's loss falls in proportion to its squared logit gradient (thesis Eq. 3.18).
 
-    Args:
-      damping: lambda, >= 0, in the units of `damping_mode`.
-      damping_mode: "absolute", "trace" (times the mean diagonal entry of J J^T) or "max_diagonal" (times the largest).
-      units: "mean" or "sum", see the module's docstring.
-      engine: "gram", "vmap" or "auto", see `linearise`.
-      statistics: of batch normalisation, "batch" or "running", see `linearise`.
-      drop_above: of two gradients with a larger absolute cosine the shorter is left out (0.99 in the published iEF
-        code); 1 keeps all.
-      precision: of the N x N solution, "float32" or "float64".
+    The options are those of `empirical_fisher`.
 
     Raises:
       InputError: an option is out of range.
