@@ -9,22 +9,13 @@ for the baseline, 94.1 % for inverse_frequency, 94.6 % for ldam_drw, 95.3 % for 
 
 from ml_collections import ConfigDict
 
-from imbal_jax.recipes import classifier_of, correction, parse_method
-
-# Direction, learning rate and momentum by the method's direction, chosen by validation cross-entropy; see the README.
-DIRECTIONS = {
-    "gradient": ({"name": "gradient"}, 0.05, 0.9),
-    "ef": ({"name": "empirical_fisher", "damping": 0.001}, 0.01, 0.0),
-    "ief": ({"name": "improved_empirical_fisher", "damping": 0.01, "statistics": "running"}, 60.0, 0.0),
-    "gdn": ({"name": "gdn", "damping": 3.0}, 3.0, 0.0),
-    "ekfac": ({"name": "ekfac", "damping": 0.001}, 0.05, 0.0),
-}
+from imbal_jax.recipes import SMALL_NETWORKS, classifier_of, correction, parse_method
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
     """The study; `method` is read by `imbal_jax.recipes.parse_method`."""
     chosen = parse_method(method)
-    direction, learning_rate, momentum = DIRECTIONS[chosen.direction]
+    direction, learning_rate, momentum = SMALL_NETWORKS[chosen.direction]
     return ConfigDict(
         {
             "seeds": "0",

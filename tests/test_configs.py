@@ -75,3 +75,9 @@ def load_docstring(path):
 def test_every_method_takes_two_steps(method, fake_images):
     losses = two_steps(f"arrays.py:{method}", fake_images((4, 4, 1)), **{"model.name": "mlp", "model.hidden": "(4,)"})
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("method", ["ef_irw", "ief_ldam_drw", "gdn_sampler", "ekfac_drw"])
+def test_directions_combine_with_corrections_and_samplers(method, fake_images):
+    overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.batch_size": "16"}
+    assert np.isfinite(two_steps(f"arrays.py:{method}", fake_images((4, 4, 1)), **overrides)).all()

@@ -16,7 +16,7 @@ DIRECTION_NAMES = {
     "gdn": "gdn",
     "ekfac": "ekfac",
 }
-STUDIES = ("digits", "cifar10_vgg11")
+STUDIES = ("digits", "arrays", "cifar10_vgg11")
 
 
 @pytest.mark.parametrize(

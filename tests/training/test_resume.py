@@ -238,3 +238,16 @@ def test_a_disk_that_fills_up_is_told_and_the_last_checkpoint_stays(tmp_path):
     assert error.startswith("checkpoints: cannot write to")
     assert error.endswith("the checkpoint of step 1 is kept")
     assert kept == "[1] True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", [("gdn", "period"), ("ekfac", "refresh_period")], ids=lambda pair: pair[0])
+def test_a_direction_with_state_continues_exactly(direction, tmp_path):
+    name, period = direction
+    options = ["--config.model.name=mlp", f"--config.direction.name={name}", f"--config.direction.{period}=5"]
+    finish(tmp_path / "whole", *options)
+    process = start_and_wait(tmp_path / "stopped", 2, *options)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    finish(tmp_path / "stopped", *options)
+    assert ending(tmp_path / "stopped") == ending(tmp_path / "whole")
