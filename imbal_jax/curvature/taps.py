@@ -97,7 +97,7 @@ def absorbed_biases(predict: Predict, params: Params, batch: Batch, key: Array) 
                     candidates.add(path)
                     return next_fun(without, *args[1:], **kwargs)
         output = next_fun(*args, **kwargs)
-        if kind_of(module) == "product":
+        if kind_of(module) == "product" and "bias" in module.variables.get("params", {}):
             outputs.append((tuple(module.path), output, jnp.zeros_like(output) + 0 * jnp.sum(args[0])))
         return output
 

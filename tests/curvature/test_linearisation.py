@@ -13,6 +13,7 @@ from imbal_jax.corrections import margins, modulations, weights
 from imbal_jax.corrections.compose import composed
 from imbal_jax.curvature.linearisation import linearise
 from imbal_jax.errors import InputError
+from imbal_jax.models import cnn
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.models.convolution import Convolution3x3
 from imbal_jax.models.heads import CosineClassifier
@@ -380,3 +381,16 @@ def test_unknown_options(options):
     (name, value), objective = *options.items(), problem(Net(BODIES["mlp"][0]), VECTORS)
     with pytest.raises(InputError, match=f"{name}: expected one of .*, got '{value}'"):
         linearise(*objective, KEY, **options)
+
+
+def test_engines_agree_on_a_model_of_ours_without_biases_before_batch_norm():
+    model = cnn.cnn(3, width=2)
+    batch = Batch(jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4, 1))), jnp.asarray([0, 1, 2, 0, 1]))
+    variables = model.init(jax.random.key(0), batch.inputs, train=False)
+    state = {"batch_stats": variables["batch_stats"]}
+    objective = make_objective(model, weights.cross_entropy(), "mean", model_state=state, progress=0.0, train=True)
+    grams = [
+        linearise(objective, variables["params"], batch, jax.random.key(1), engine=engine).gram
+        for engine in ("gram", "vmap")
+    ]
+    close(grams[0], grams[1], atol=1e-5 * float(jnp.abs(grams[1]).max()))
