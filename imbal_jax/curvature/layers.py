@@ -67,7 +67,7 @@ class ExplicitLayer(NamedTuple):
 
     def gram(self) -> Array:
         """J J^T, [batch, batch]."""
-        return sum((explicit_gram(leaf) for leaf in jax.tree.leaves(self.gradients)), start=jnp.zeros(()))
+        return jnp.sum(jnp.stack([explicit_gram(leaf) for leaf in jax.tree.leaves(self.gradients)]), axis=0)
 
     def pullback(self, coefficients: Array) -> Params:
         """J^T v for v [batch], as the module's parameters."""
@@ -76,7 +76,7 @@ class ExplicitLayer(NamedTuple):
     def products(self, change: Params) -> Array:
         """J d, [batch], for d like the module's parameters."""
         flat = jax.tree.map(lambda leaf, d: leaf.reshape(len(leaf), -1) @ d.reshape(-1), self.gradients, change)
-        return sum(jax.tree.leaves(flat), start=jnp.zeros(()))
+        return jnp.sum(jnp.stack(jax.tree.leaves(flat)), axis=0)
 
 
 def merge_calls(calls: Sequence[Layer]) -> Layer:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imbal_jax.curvature.gram import explicit_gram
 from imbal_jax.curvature.jacobian import predict_examples
-from imbal_jax.curvature.layers import Layer, merge_calls
+from imbal_jax.curvature.layers import ExplicitLayer, Layer, merge_calls
 from imbal_jax.curvature.recognition import layer_of, uses_batch_statistics
 from imbal_jax.curvature.taps import Plan, absorbed_biases, plan_taps, tap
 from imbal_jax.errors import InputError
@@ -153,16 +152,8 @@ def _by_vmap(
         gradients = jacobian(logits, features)
         for path in absorbed:
             gradients = _put(gradients, (*path, "bias"), jnp.zeros_like(_at(gradients, (*path, "bias"))))
-        leaves = jax.tree.leaves(gradients)
-
-        def pullback(coefficients: Array) -> Params:
-            return jax.tree.map(lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1), gradients)
-
-        def products(change: Params) -> Array:
-            flat = jax.tree.map(lambda leaf, d: leaf.reshape(len(leaf), -1) @ d.reshape(-1), gradients, change)
-            return jnp.sum(jnp.stack(jax.tree.leaves(flat)), axis=0)
-
-        return jnp.sum(jnp.stack([explicit_gram(leaf) for leaf in leaves]), axis=0), pullback, products
+        held = ExplicitLayer(gradients)
+        return held.gram(), held.pullback, held.products
 
     return prediction, parts
 
