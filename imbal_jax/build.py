@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from imbal_jax.analysis.options import SpectrumOptions
 from imbal_jax.builders import CORRECTIONS, DIRECTIONS, NAMED, Builders, nested_builders, options_of
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
@@ -74,6 +75,11 @@ def build_profile(config: ConfigDict) -> Profile:
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of a resolved config."""
     return _construct(config.model, NAMED["model"], num_classes)
+
+
+def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
+    """How the spectra of a run are to be taken."""
+    return _construct(config.spectrum, NAMED["spectrum"])
 
 
 def build_experiment(config: ConfigDict) -> Experiment:

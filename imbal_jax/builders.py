@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers
 from imbal_jax.data.pipeline import ValidationSplit
@@ -74,7 +75,10 @@ NAMED: Mapping[str, Builders] = {
         "multi_step": schedules.multi_step,
         "switch": schedules.switch,
     },
+    "spectrum": {"fixed": options.fixed, "published": options.published},
 }
+# What a config file may leave out.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,

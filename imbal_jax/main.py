@@ -19,6 +19,7 @@ tasks:
   train      train every seed of the config, test the best parameters, write the run folder (--workdir)
   evaluate   restore a run's best parameters and evaluate them on the test set (--workdir)
   predict    write class probabilities for the images of --input to --output (--workdir)
+  spectrum   eigenvalue densities of the Hessian by class of a run (--run), as JSON, .npz and figures (--output)
   describe   print parameters and class counts as JSON; needs neither weights nor, for well-known sets, data
   check      scan the data set; print class counts per split and every fault as JSON
   prepare    turn cifar-10-binary.tar.gz or cifar-100-binary.tar.gz (--input) into a data directory (--output)
@@ -32,6 +33,7 @@ examples:
   python -m imbal_jax.main --config=configs/digits.py:ldam_drw --workdir=runs/digits_ldam_drw
   python -m imbal_jax.main --task=evaluate --workdir=runs/digits
   python -m imbal_jax.main --task=predict --workdir=runs/digits --input=images.npz --output=probabilities.npz
+  python -m imbal_jax.main --task=spectrum --run=runs/digits --config.spectrum.classes=0,8
   python -m imbal_jax.main --config=configs/cifar10_vgg11.py --task=describe
 
 A run that is killed continues when the same command is given again.
@@ -50,17 +52,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    tasks = ("train", "evaluate", "predict", "describe", "check", "prepare")
+    tasks = ("train", "evaluate", "predict", "spectrum", "describe", "check", "prepare")
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file; by default that of the run folder")
     parser.add_argument("--task", choices=tasks, default="train", help="what to do (default: train)")
-    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run folder")
+    parser.add_argument("--workdir", "--run", type=pathlib.Path, metavar="DIR", help="the run folder")
     parser.add_argument(
         "--input", type=pathlib.Path, metavar="FILE", help="predict: an .npz with images x; prepare: an archive"
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; prepare: a folder"
+        "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; prepare, spectrum: a folder"
     )
-    parser.add_argument("--seed", type=int, help="predict: which of the run's seeds (default: the first)")
+    parser.add_argument("--seed", type=int, help="predict, spectrum: which of the run's seeds (default: the first)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
     options, rest = parser.parse_known_args(arguments)
     return options, parse_overrides(rest)
@@ -92,6 +94,8 @@ def run(arguments: list[str]) -> int:
         tasks.train_task(config, workdir)
     elif options.task == "evaluate":
         tasks.evaluate_task(config, workdir)
+    elif options.task == "spectrum":
+        tasks.spectrum_task(config, workdir, options.output, options.seed)
     else:
         output = options.output or workdir / "predictions.npz"
         tasks.predict_task(config, workdir, _required(options.input, "input", "predict"), output, options.seed)
@@ -107,7 +111,7 @@ def _config(options: argparse.Namespace, overrides: dict[str, str]):
     from imbal_jax.training.folders import config_differences, read_config
 
     stored = None
-    if options.task in ("evaluate", "predict"):
+    if options.task in ("evaluate", "predict", "spectrum"):
         stored = read_config(_required(options.workdir, "workdir", options.task))
     if options.config is None:
         if options.workdir is None:
@@ -117,7 +121,8 @@ def _config(options: argparse.Namespace, overrides: dict[str, str]):
         source = load_config(options.config)
     config = resolve(source, overrides)
     if stored is not None:
-        differences = config_differences(stored, config.to_dict())
+        # Completed first: the run may be older than an option.
+        differences = config_differences(resolve(ConfigDict(stored)).to_dict(), config.to_dict())
         if differences:
             raise InputError(f"--config: the run in {options.workdir} has another config: {'; '.join(differences)}")
     return config

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from imbal_jax.builders import FIXED, NAMED, SECTIONS, Builders, nested_builders, options_of
+from imbal_jax.builders import DEFAULTS, FIXED, NAMED, SECTIONS, Builders, nested_builders, options_of
 from imbal_jax.config import parse_value
 from imbal_jax.errors import InputError, not_found
 
@@ -27,7 +27,7 @@ def resolve(config: ConfigDict, overrides: Mapping[str, str] | None = None) -> C
     Raises:
       InputError: an unknown section, builder or option (the nearest valid ones are named), or a value of a wrong type.
     """
-    tree = config.to_dict()
+    tree = {**{section: dict(default) for section, default in DEFAULTS.items()}, **config.to_dict()}
     overrides = dict(overrides or {})
     for key in sorted(overrides, key=lambda key: (not key.endswith(".name"), key.count("."))):
         _insert(tree, key, overrides[key])

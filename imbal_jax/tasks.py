@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from imbal_jax import build
+from imbal_jax.analysis.class_spectra import GroupSpectrum, class_spectra, trained_parameters
+from imbal_jax.analysis.spectrum_files import spectrum_header, write_spectra
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
 from imbal_jax.data.dataset import Dataset, faults
@@ -18,8 +20,11 @@ from imbal_jax.data.known import known_dataset
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
 from imbal_jax.errors import InputError
+from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import results_table
+from imbal_jax.training.experiment import Experiment
+from imbal_jax.training.folders import describe_machine
 from imbal_jax.training.interruption import StopRequest
 from imbal_jax.training.programs import compile_programs
 from imbal_jax.training.run import best_of_run, test_metrics, train
@@ -58,9 +63,7 @@ def predict_task(
       InputError: the file holds no images of the shape trained on, or the seed is not one of the run's.
     """
     experiment = build.build_experiment(config)
-    seed = experiment.seeds[0] if seed is None else seed
-    if seed not in experiment.seeds:
-        raise InputError(f"--seed: expected one of the run's seeds {experiment.seeds}, got {seed}")
+    seed = _seed(experiment, seed)
     shape = experiment.data.train.images.shape[1:]
     images = read_images(images_path)
     if images.shape[1:] != shape:
@@ -80,6 +83,40 @@ def predict_task(
         output, probabilities=predicted, predictions=predicted.argmax(axis=1), class_names=experiment.data.class_names
     )
     print(f"{len(predicted)} predictions of seed {seed} written to {output}")
+
+
+def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Path | None, seed: int | None) -> None:
+    """Takes the spectra of one seed of a run and writes them after each group, so that nothing is lost.
+
+    Raises:
+      InputError: an option is out of range, the run has no checkpoint, or its matrix has no spectrum to believe.
+    """
+    options = build.build_spectrum_options(config)
+    if options.augmentation != "none" and config.augmentation.name == "none":
+        raise InputError(
+            f"spectrum.augmentation: {options.augmentation!r} needs a run with augmentation, this has none"
+        )
+    experiment = build.build_experiment(config)
+    seed = _seed(experiment, seed)
+    programs = compile_programs(experiment, stacked=False)
+    trained = trained_parameters(experiment, programs, workdir, seed, options.checkpoint)
+    folder = (output or workdir / "spectra" / options.protocol) / f"seed_{seed}"
+    header = {
+        "run": str(workdir),
+        "data": experiment.data.name,
+        "correction": config.correction.name,
+        "direction": config.direction.name,
+        "seed": seed,
+        "step": trained.step,
+        **spectrum_header(experiment, trained, options),
+        "machine": describe_machine(),
+    }
+    found: list[GroupSpectrum] = []
+    with ProbeProgress(options.probes) as progress:
+        for each in class_spectra(experiment, programs, trained, options, progress.probe):
+            found.append(each)
+            write_spectra(folder, header, found)
+    print(f"written to {folder}")
 
 
 def describe_task(config: ConfigDict) -> None:
@@ -181,6 +218,14 @@ def _profile_faults(config: ConfigDict, dataset: Dataset, report: dict[str, Any]
 def prepare_task(archive: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Turns an official archive into what the `tfds` source reads."""
     print(f"prepared {prepare_cifar(str(archive), str(data_dir))}")
+
+
+def _seed(experiment: Experiment, seed: int | None) -> int:
+    """The seed asked for, by default the first; raises InputError when the run has no such seed."""
+    seed = experiment.seeds[0] if seed is None else seed
+    if seed not in experiment.seeds:
+        raise InputError(f"--seed: expected one of the run's seeds {experiment.seeds}, got {seed}")
+    return seed
 
 
 def _print_json(value: Any) -> None:

@@ -18,7 +18,9 @@ ALLOWED = {
     "curvature": {"models"},  # layers are recognised by their type
     "evaluation": set(),
     "reports": set(),
-    "training": {"curvature", "data", "evaluation", "reports"},  # curvature: the effects of a step on every loss
+    # curvature: the effects of a step on every loss, and the extreme eigenvalues of each class
+    "training": {"curvature", "data", "evaluation", "reports"},
+    "analysis": {"curvature", "data", "evaluation", "reports", "training"},
 }
 
 

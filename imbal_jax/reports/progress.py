@@ -65,3 +65,30 @@ def _describe_briefly(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
     balanced = record.get("validation/balanced_accuracy")
     score = "" if balanced is None else f", balanced {balanced:.2f}"
     return f"seed {seeds[0]}, loss {record['train/loss']:.3g}{score}"
+
+
+class ProbeProgress:
+    """Tells which probe of which group is done, on a terminal; use it as a context manager."""
+
+    def __init__(self, probes: int):
+        self._probes = probes
+        self._status = Console(stderr=True).status("compiling") if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "ProbeProgress":
+        """Shows the line if standard error is a terminal."""
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Takes the line away."""
+        if self._status is not None:
+            self._status.stop()
+
+    def probe(self, group: str, done: int) -> None:
+        """Reports a finished probe; in a log, the last one of a group."""
+        line = f"{group}: probe {done} of {self._probes}"
+        if self._status is not None:
+            self._status.update(line)
+        elif done == self._probes:
+            print(line, file=sys.stderr, flush=True)

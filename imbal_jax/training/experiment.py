@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from imbal_jax.data.pipeline import TrainingData
 from imbal_jax.data.samplers import Sampler
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, check_number
 from imbal_jax.losses import check_reduction
 from imbal_jax.training.schedules import Horizon
 from imbal_jax.types import Array, Correction, Direction
@@ -75,12 +75,23 @@ class RecordOptions(NamedTuple):
       class_gradient_norms: the norm of every class's contribution to the gradient of the final layer, each epoch.
       step_effects_batches: after each epoch, what a step on each of so many batches, the first of the next epoch, would
         do to the losses of its examples, by class; 0 for none. The first of these steps is the run's next.
+      curvature_every: after every so many epochs, and after the last, the largest and the smallest eigenvalue of the
+        Hessian of each class's mean loss; 0 for never. See `imbal_jax.training.class_curvature`.
+      curvature_examples: of each class for that, a fixed sample; 0 for all.
+      curvature_order: most Lanczos steps for a class.
+      curvature_tolerance: they stop early when the residuals of both ends are at most this fraction of them.
+      curvature_micro_batch: examples in one product.
       tensorboard: write TensorBoard events.
       figures: write learning curves and confusion matrices as PNG and PDF.
     """
 
     class_gradient_norms: bool = False
     step_effects_batches: int = 0
+    curvature_every: int = 0
+    curvature_examples: int = 256
+    curvature_order: int = 40
+    curvature_tolerance: float = 1e-2
+    curvature_micro_batch: int = 32
     tensorboard: bool = True
     figures: bool = True
 
@@ -145,3 +156,8 @@ def check_record_options(options: RecordOptions, horizon: Horizon) -> None:
             f"record.step_effects_batches: expected a number in 0..{horizon.steps_per_epoch}, the batches of an epoch,"
             f" got {options.step_effects_batches}"
         )
+    for name in ("curvature_order", "curvature_micro_batch"):
+        if getattr(options, name) < 1:
+            raise InputError(f"record.{name}: expected a number >= 1, got {getattr(options, name)}")
+    for name in ("curvature_every", "curvature_examples", "curvature_tolerance"):
+        check_number(f"record.{name}", getattr(options, name), ">= 0")

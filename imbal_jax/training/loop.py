@@ -139,6 +139,7 @@ def fit(
             losses = _run_epoch(group, keys, epoch, stop)
             measured = _measure(group, padded, training_split, (epoch + 1) / horizon.epochs)
             _add_step_effects(group, keys, measured)
+            _add_class_curvature(group, epoch + 1, measured)
             durations.append(time.perf_counter() - started)
             _finish_epoch(group, epoch, losses, measured, durations[-1], report)
             if (epoch + 1) % every == 0 or epoch + 1 == horizon.epochs:
@@ -229,6 +230,18 @@ def _add_step_effects(group: _Group, keys: Keys, measured: list[dict[str, Any]])
     effects = jax.device_get(programs.step_effects(group.state, programs.train_data, group.upcoming, keys.step))
     for i, batches in enumerate(zip(*(group.split(batch) for batch in effects), strict=True)):
         measured[i]["step_effects"] = by_class(list(batches), counts)
+
+
+def _add_class_curvature(group: _Group, epochs: int, measured: list[dict[str, Any]]) -> None:
+    """Adds the extreme eigenvalues of every class's Hessian, in the epochs in which they are to be recorded."""
+    every, last = group.experiment.record.curvature_every, group.experiment.horizon.epochs
+    extremes_of = group.programs.class_extremes
+    if extremes_of is None or (epochs % every and epochs != last):
+        return
+    for i, state in enumerate(group.split(group.state)):
+        measured[i]["class_curvature"] = extremes_of(
+            state.params, state.model_state, epochs / last, group.programs.train_data
+        )
 
 
 def validation_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:

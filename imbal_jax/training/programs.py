@@ -12,6 +12,7 @@ from imbal_jax.data.dataset import Split
 from imbal_jax.data.padding import PaddedSplit, pad_split
 from imbal_jax.evaluation.class_gradients import make_class_gradients
 from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate, make_probabilities
+from imbal_jax.training.class_curvature import make_class_extremes
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.objective import standardise
 from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
@@ -30,6 +31,8 @@ class Programs(NamedTuple):
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
     step_effects: Callable[..., list[StepEffects]]  # (state, train data, indices, step keys) -> of the first batches
+    # (params, model_state, progress, train data) of one seed -> extreme eigenvalues; None unless they are recorded
+    class_extremes: Callable[..., dict[str, list]] | None
     probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
     place: Callable[[PyTree], PyTree]  # onto every device
@@ -99,6 +102,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         probabilities=make_probabilities(experiment.model, correction, normalise),
         class_gradients=make_evaluate(gradients, stacked=stacked),
         step_effects=over_first_batches(effects, batches, stacked=stacked),
+        class_extremes=make_class_extremes(experiment) if experiment.record.curvature_every else None,
         all_finite=jax.jit(over_seeds(all_finite, (0,))),
         place=lambda tree: jax.device_put(tree, everywhere),
         place_split=lambda split: _place_split(split, experiment.evaluation.batch_size, mesh),
@@ -121,10 +125,10 @@ def train_seeds_together(experiment: Experiment) -> bool:
     choice = experiment.training.seeds_together
     if len(experiment.seeds) == 1 or choice == "no":
         return False
-    return choice == "yes" or not _has_convolutions(experiment)
+    return choice == "yes" or not has_convolutions(experiment)
 
 
-def _has_convolutions(experiment: Experiment) -> bool:
+def has_convolutions(experiment: Experiment) -> bool:
     """Whether the model convolves, read off its trace."""
     inputs = jax.ShapeDtypeStruct((1, *experiment.data.train.images.shape[1:]), jnp.float32)
 

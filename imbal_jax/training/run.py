@@ -14,7 +14,7 @@ from imbal_jax.reports import figures
 from imbal_jax.reports.progress import Progress
 from imbal_jax.reports.records import plain, read, write_json
 from imbal_jax.reports.summaries import summarise
-from imbal_jax.training.checkpoints import Checkpoints, restore_newest
+from imbal_jax.training.checkpoints import Checkpoints, Restored, restore_newest
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
@@ -102,7 +102,12 @@ def test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) 
 
 
 def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
-    """The best parameters in a run folder, in host memory.
+    """The best parameters in a run folder, in host memory; see `restored_run`."""
+    return best_in(restored_run(programs, workdir, seed))
+
+
+def restored_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Restored:
+    """The newest checkpoint in a run folder, in host memory.
 
     Args:
       programs: compiled for one seed.
@@ -122,7 +127,7 @@ def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"workdir: no complete checkpoint of seed {seed} in {folder}; train first")
-    return best_in(restored[0])
+    return restored[0]
 
 
 def _draw(experiment: Experiment, folder: pathlib.Path, confusion: list[list[int]]) -> None:

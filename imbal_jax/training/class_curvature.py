@@ -1,0 +1,139 @@
+"""The curvature of a run's loss, class by class: what products are made of, and the extreme eigenvalues over epochs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imbal_jax.curvature.class_samples import class_groups, sample_classes
+from imbal_jax.curvature.lanczos import Operator
+from imbal_jax.curvature.products import Data, MicroBatches, Operands, Problem, check_choice, make_operator
+from imbal_jax.curvature.spectrum import spectrum
+from imbal_jax.curvature.subsets import Subset, select_parameters
+from imbal_jax.losses import cross_entropy_losses
+from imbal_jax.training.experiment import Experiment
+from imbal_jax.training.objective import make_objective, standardise
+from imbal_jax.types import Array, Batch, Objective, Params, Prediction, PyTree
+
+LOSSES = ("corrected", "cross_entropy")
+STATISTICS = ("running", "batch")
+AUGMENTATIONS = ("none", "copies", "redrawn")
+
+
+class Moment(NamedTuple):
+    """What an objective depends on beside the parameters."""
+
+    model_state: PyTree
+    progress: Array | float
+
+
+def class_problem(
+    experiment: Experiment,
+    subset: Subset,
+    *,
+    matrix: str = "hessian",
+    loss: str = "corrected",
+    statistics: str = "running",
+    augmentation: str = "none",
+    dtype: Any = jnp.float32,
+) -> Problem:
+    """What the products of a run are made of.
+
+    Args:
+      experiment: the parts of the run.
+      subset: of the parameters.
+      matrix: see `imbal_jax.curvature.products`.
+      loss: "corrected", the run's own, with its class weights as they are and never re-normalised; or "cross_entropy"
+        of the predictive distribution.
+      statistics: of batch normalisation: "running", as in evaluation, or "batch", as in training, with dropout.
+      augmentation: "none", "copies" (each copy of an example augmented in its own fixed way) or "redrawn" (anew in
+        every product, so that there is no matrix any more; as the published script).
+      dtype: of the computation.
+
+    Raises:
+      InputError: an option does not exist.
+    """
+    for name, value, valid in (
+        ("loss", loss, LOSSES),
+        ("statistics", statistics, STATISTICS),
+        ("augmentation", augmentation, AUGMENTATIONS),
+    ):
+        check_choice(name, value, valid)
+    data, correction = experiment.data, experiment.correction
+
+    def objective(moment: Moment) -> Objective:
+        state, progress = moment
+        made = make_objective(
+            experiment.model, correction, "mean", model_state=state, progress=progress, train=statistics == "batch"
+        )
+        if loss == "corrected":
+            return made
+
+        def plain(prediction: Prediction, batch: Batch) -> Array:
+            return cross_entropy_losses(correction.infer(prediction.logits, progress), batch.labels)
+
+        return Objective(made.predict, plain)
+
+    def prepare(keys: Array, images: Array) -> Array:
+        if augmentation != "none":
+            images = jax.vmap(lambda key, image: experiment.augmentation(key, image[None])[0])(keys, images)
+        return standardise(images, data.mean, data.std)
+
+    return Problem(objective, prepare, subset, matrix, augmentation == "redrawn", dtype)
+
+
+def operands_of(
+    params: Params, moment: Moment, data: Data, batches: MicroBatches, key: Array, dtype: Any = jnp.float32
+) -> Operands:
+    """The arrays of a product, on the device and in the type of the computation."""
+
+    def cast(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return Operands(
+        jax.tree.map(cast, params), jax.tree.map(cast, moment), data, jax.tree.map(jnp.asarray, batches), key
+    )
+
+
+def make_class_extremes(experiment: Experiment) -> Callable[[Params, PyTree, float, Any], dict[str, list]]:
+    """The function (params, model_state, progress, training data) -> extreme eigenvalues of every class's Hessian.
+
+    Of the run's own loss with running statistics, by a single probe on a fixed sample of each class, see
+    `RecordOptions`. The lists under "lambda_max", "lambda_min" and their "*_residual" have an entry for each class,
+    None where it has no training example.
+    """
+    record, data = experiment.record, experiment.data
+    names = data.class_names
+    labels = np.asarray(data.train.labels)
+    samples = sample_classes(labels, len(names), record.curvature_examples, seed=0)
+    present = [index for index, members in enumerate(samples) if len(members)]
+    groups = class_groups(labels, names, samples, tuple(present), whole=False, size=record.curvature_micro_batch)
+    shape = (1, *data.train.images.shape[1:])
+    variables = jax.eval_shape(
+        lambda: experiment.model.init(jax.random.key(0), jnp.zeros(shape), train=False)["params"]
+    )
+    make = make_operator(class_problem(experiment, select_parameters(variables)))
+
+    def extremes(params: Params, model_state: PyTree, progress: float, train: Any) -> dict[str, list]:
+        told: dict[str, list] = {
+            key: [None] * len(names)
+            for key in ("lambda_max", "lambda_min", "lambda_max_residual", "lambda_min_residual")
+        }
+        for index, group in zip(present, groups, strict=True):
+            moment = Moment(model_state, jnp.float32(progress))
+            operands = operands_of(params, moment, Data(*train), group.batches, jax.random.key(0))
+            summary = _ends(make(operands), record.curvature_order, record.curvature_tolerance)
+            for key in told:
+                told[key][index] = summary[key]
+        return told
+
+    return extremes
+
+
+def _ends(operator: Operator, order: int, tolerance: float) -> dict[str, float]:
+    """The summary of one probe, stopped as soon as both ends have converged."""
+    found = spectrum(operator, order=order, probes=1, tolerance=tolerance, key=jax.random.key(0))
+    return found.summary()
