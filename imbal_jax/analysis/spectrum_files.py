@@ -1,6 +1,5 @@
-"""The files of a spectrum: spectrum.json, spectrum.npz and figures."""
+"""The files of a spectrum: spectrum.json and spectrum.npz."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 from imbal_jax.analysis.class_spectra import GroupSpectrum, Trained, accuracy_split, split_of
 from imbal_jax.analysis.options import SpectrumOptions
 from imbal_jax.curvature.subsets import select_parameters
-from imbal_jax.errors import InputError
 from imbal_jax.reports.records import write_json
 from imbal_jax.training.experiment import Experiment
 
@@ -60,20 +58,6 @@ def write_spectra(folder: pathlib.Path, header: dict[str, Any], spectra: list[Gr
     with temporary.open("wb") as file:
         np.savez(file, **arrays)
     temporary.replace(folder / "spectrum.npz")
-
-
-def read_spectrum(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads what `write_spectra` wrote: the content of the .json and the arrays of the .npz.
-
-    Raises:
-      InputError: a file is missing or cannot be read.
-    """
-    try:
-        content = json.loads((folder / "spectrum.json").read_text())
-        with np.load(folder / "spectrum.npz", allow_pickle=False) as archive:
-            return content, dict(archive)
-    except (OSError, ValueError) as error:
-        raise InputError(f"spectrum: cannot read spectrum.json and spectrum.npz in {folder}: {error}") from error
 
 
 def _summary(each: GroupSpectrum) -> dict[str, Any]:
