@@ -10,11 +10,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from imbal_jax.analysis.options import SpectrumOptions
-from imbal_jax.builders import CORRECTIONS, DIRECTIONS, NAMED, Builders, nested_builders, options_of
+from imbal_jax.builders import CONSTANTS, CORRECTIONS, DIRECTIONS, NAMED, Builders, nested_builders, options_of
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
+from imbal_jax.data.speech import SpeechSource
 from imbal_jax.errors import InputError
 from imbal_jax.training.experiment import (
     EvaluationOptions,
@@ -27,6 +28,7 @@ from imbal_jax.training.experiment import (
 )
 from imbal_jax.training.objective import make_structure
 from imbal_jax.training.schedules import Horizon
+from imbal_jax.training.streaming import example_of
 from imbal_jax.types import Correction, Prediction
 
 
@@ -57,9 +59,15 @@ def _construct(section: ConfigDict, builders: Builders, *provided: Any) -> Any:
     return builder(*provided[: len(positional)], **options)
 
 
-def build_dataset(config: ConfigDict) -> Dataset:
-    """Reads the source that a resolved config names; faults in it are not raised here."""
+def build_source(config: ConfigDict) -> Dataset | SpeechSource:
+    """The source that a resolved config names: images as they are read, recordings before they are decoded."""
     return _construct(config.data, NAMED["data"])
+
+
+def build_dataset(config: ConfigDict) -> Dataset:
+    """Reads the source that a resolved config names; faults in it are not raised here, but for unusable recordings."""
+    source = build_source(config)
+    return source.load() if isinstance(source, SpeechSource) else source
 
 
 def build_validation(config: ConfigDict) -> ValidationSplit:
@@ -80,6 +88,13 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
 def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
     """How the spectra of a run are to be taken."""
     return _construct(config.spectrum, NAMED["spectrum"])
+
+
+def build_constants(config: ConfigDict, model: nn.Module) -> dict[str, Any] | None:
+    """The variables of a model that never change, such as pretrained weights; None where it has none."""
+    maker = CONSTANTS.get(config.model.name)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    return None if maker is None else maker(model, **options)
 
 
 def build_experiment(config: ConfigDict) -> Experiment:
@@ -111,8 +126,10 @@ def build_experiment(config: ConfigDict) -> Experiment:
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
+    constants = build_constants(config, model)
     reduction: Any = training.reduction
-    structure = make_structure(model, correction, reduction, data.train.images.shape[1:], training.batch_size)
+    example = example_of(data.train.images)
+    structure = make_structure(model, correction, reduction, example, training.batch_size, constants)
     return Experiment(
         data=data,
         model=model,
@@ -127,6 +144,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         evaluation=evaluation,
         record=record,
         seeds=seeds,
+        constants=constants,
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, weights
-from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers
+from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import cnn, mlp, resnet, vgg
+from imbal_jax.models import cnn, hubert_builder, mlp, resnet, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -47,7 +47,14 @@ DIRECTIONS: Builders = {
 
 # Sections that choose a builder by name.
 NAMED: Mapping[str, Builders] = {
-    "data": {"digits": digits.digits, "arrays": arrays.arrays, "tfds": prepared.tfds},
+    "data": {
+        "digits": digits.digits,
+        "arrays": arrays.arrays,
+        "tfds": prepared.tfds,
+        "manifest": speech.manifest,
+        "crema_d": speech.crema_d,
+        "msp_podcast": speech.msp_podcast,
+    },
     "profile": {
         "natural": profiles.natural,
         "balanced": profiles.balanced,
@@ -64,7 +71,13 @@ NAMED: Mapping[str, Builders] = {
         "minority_in_every_batch": samplers.minority_in_every_batch,
     },
     "augmentation": {"none": augmentation.none, "crop_flip": augmentation.crop_flip},
-    "model": {"mlp": mlp.mlp, "cnn": cnn.cnn, "vgg11_bn": vgg.vgg11_bn, "resnet32": resnet.resnet32},
+    "model": {
+        "mlp": mlp.mlp,
+        "cnn": cnn.cnn,
+        "vgg11_bn": vgg.vgg11_bn,
+        "resnet32": resnet.resnet32,
+        "hubert": hubert_builder.hubert,
+    },
     "correction": CORRECTIONS,
     "direction": DIRECTIONS,
     "step_rule": {"sgd": step_rules.sgd, "adamw": step_rules.adamw},
@@ -77,6 +90,8 @@ NAMED: Mapping[str, Builders] = {
     },
     "spectrum": {"fixed": options.fixed, "published": options.published},
 }
+# (model, the section's options) -> the collections of variables of a model that never change.
+CONSTANTS: Builders = {"hubert": hubert_builder.frozen_weights}
 # What a config file may leave out.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.

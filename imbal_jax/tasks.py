@@ -2,10 +2,10 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -13,22 +13,28 @@ from rich.console import Console
 from imbal_jax import build
 from imbal_jax.analysis.class_spectra import GroupSpectrum, class_spectra, trained_parameters
 from imbal_jax.analysis.spectrum_files import spectrum_header, write_spectra
+from imbal_jax.analysis.spectrum_tables import draw_spectra, read_spectrum, table
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
 from imbal_jax.data.dataset import Dataset, faults
 from imbal_jax.data.known import known_dataset
+from imbal_jax.data.manifest import counts
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
+from imbal_jax.data.speech import SpeechSource
 from imbal_jax.errors import InputError
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
-from imbal_jax.reports.tables import results_table
+from imbal_jax.reports.tables import prediction_lines, results_table
+from imbal_jax.speech_tasks import corpus_report, parameter_counts, predict_recordings, recordings_in
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import describe_machine
 from imbal_jax.training.interruption import StopRequest
+from imbal_jax.training.objective import inputs_like
 from imbal_jax.training.programs import compile_programs
-from imbal_jax.training.run import best_of_run, test_metrics, train
+from imbal_jax.training.run import all_test_metrics, best_of_run, train
 from imbal_jax.training.state import count_parameters
+from imbal_jax.training.streaming import is_streamed
 
 
 def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -46,8 +52,7 @@ def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     programs = compile_programs(experiment, stacked=False)
     results = {}
     for seed in experiment.seeds:
-        metrics = test_metrics(experiment, programs, [best_of_run(programs, workdir, seed)])[0]
-        results[seed] = {f"test/{name}": value for name, value in metrics.items()}
+        results[seed] = all_test_metrics(experiment, programs, [best_of_run(programs, workdir, seed)])[0]
     write_json(workdir / "evaluation.json", {"per_seed": results})
     _print_json({"workdir": str(workdir), "per_seed": results})
 
@@ -55,34 +60,45 @@ def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
 def predict_task(
     config: ConfigDict, workdir: pathlib.Path, images_path: pathlib.Path, output: pathlib.Path, seed: int | None
 ) -> None:
-    """Writes class probabilities for the images of a file.
+    """Writes class probabilities for the images of a file, or prints and writes them for sound files.
 
-    The output holds `probabilities` float32 [n, num_classes], `predictions` int64 [n] and `class_names`.
+    The output holds `probabilities` float32 [n, num_classes], `predictions` int64 [n], `class_names`, and `files` of
+    recordings.
 
     Raises:
       InputError: the file holds no images of the shape trained on, or the seed is not one of the run's.
     """
     experiment = build.build_experiment(config)
     seed = _seed(experiment, seed)
+    programs = compile_programs(experiment, stacked=False)
+    best = best_of_run(programs, workdir, seed)
+    progress = best.step / experiment.horizon.total_steps
+    if is_streamed(experiment.data.train.images):
+        source, paths = build.build_source(config), recordings_in(images_path)
+        size = experiment.evaluation.batch_size
+        predicted = predict_recordings(programs, source, best, progress, paths, size)  # type: ignore[arg-type]
+        print("\n".join(prediction_lines(paths, predicted, experiment.data.class_names)))
+        _write_predictions(output, predicted, experiment.data.class_names, files=[str(path) for path in paths])
+        return
     shape = experiment.data.train.images.shape[1:]
     images = read_images(images_path)
     if images.shape[1:] != shape:
         raise InputError(f"--input: expected images of shape {shape}, got {images.shape[1:]} in {images_path}")
-    programs = compile_programs(experiment, stacked=False)
-    best = best_of_run(programs, workdir, seed)
     params, model_state = best.variables["params"], best.variables["model_state"]
-    progress = np.float32(best.step / experiment.horizon.total_steps)
     size = experiment.evaluation.batch_size
     predicted = np.concatenate(
         [
-            programs.probabilities(params, model_state, progress, images[first : first + size])
+            programs.probabilities(params, model_state, np.float32(progress), images[first : first + size])
             for first in range(0, len(images), size)
         ]
     )
-    np.savez(
-        output, probabilities=predicted, predictions=predicted.argmax(axis=1), class_names=experiment.data.class_names
-    )
-    print(f"{len(predicted)} predictions of seed {seed} written to {output}")
+    _write_predictions(output, predicted, experiment.data.class_names)
+
+
+def _write_predictions(output: pathlib.Path, predicted: np.ndarray, class_names: Sequence[str], **more: Any) -> None:
+    """Writes an .npz with probabilities, predictions and class names."""
+    np.savez(output, probabilities=predicted, predictions=predicted.argmax(axis=1), class_names=class_names, **more)
+    print(f"{len(predicted)} predictions written to {output}")
 
 
 def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Path | None, seed: int | None) -> None:
@@ -116,25 +132,30 @@ def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Pat
         for each in class_spectra(experiment, programs, trained, options, progress.probe):
             found.append(each)
             write_spectra(folder, header, found)
-    print(f"written to {folder}")
+    spectra = {experiment.data.name: read_spectrum(folder)}
+    draw_spectra(spectra, folder)
+    print(table(spectra, None, threshold=0.01))
+    print(f"written to {folder}: spectrum.json, spectrum.npz, density.png, ratios.png")
 
 
 def describe_task(config: ConfigDict) -> None:
     """Prints the model's parameters and the class counts the profile asks for, as JSON; reads data only if it must."""
-    available, has_validation, shape = _source_facts(config)
+    available, has_validation, example = _source_facts(config)
     counts, held_out = _wanted_counts(config, available, has_validation)
     model = build.build_model(config, counts.num_classes)
-    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    inputs = inputs_like(example, 1)
     variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     total = count_parameters(variables["params"])
+    sizes = {"num_params": total, "num_trainable": total}
+    if "frozen" in variables:
+        sizes = parameter_counts(variables)
     _print_json(
         {
             "model": config.model.name,
-            "input_shape": shape,
+            "input_shape": inputs.shape[1:] if hasattr(inputs, "shape") else inputs.samples.shape[1:],
             "num_classes": counts.num_classes,
-            "num_params": total,
-            "num_trainable": total,
+            **sizes,
             "parameters": [
                 {"name": "/".join(key.key for key in path), "shape": leaf.shape, "size": leaf.size}
                 for path, leaf in leaves
@@ -155,14 +176,18 @@ def _wanted_counts(config: ConfigDict, available: np.ndarray, has_validation: bo
     return class_counts(wanted, empty_classes=config.training.empty_classes), held_out
 
 
-def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, tuple[int, ...]]:
-    """Training examples per class, whether there is a validation set, and the image shape of a config's source."""
+def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, Any]:
+    """Training examples per class, whether there is a validation set, and what an example of a source is like."""
     known = known_dataset(config.data.get("dataset", ""))
     if known is not None:
         return np.asarray(known.train_counts), False, tuple(known.image_shape)
-    dataset = build.build_dataset(config)
-    counts = count_labels(dataset.train.labels, dataset.num_classes)
-    return counts, dataset.validation is not None, tuple(dataset.train.images.shape[1:])
+    source = build.build_source(config)
+    if isinstance(source, SpeechSource):  # its tables are enough
+        tables = source.corpus.splits
+        return counts(source.corpus)["train"], "validation" in tables, source.example()
+    dataset = source
+    available = count_labels(dataset.train.labels, dataset.num_classes)
+    return available, dataset.validation is not None, tuple(dataset.train.images.shape[1:])
 
 
 def check_task(config: ConfigDict) -> int:
@@ -174,7 +199,11 @@ def check_task(config: ConfigDict) -> int:
     found: list[str] = []
     report: dict[str, Any] = {"source": config.data.name}
     try:
-        dataset = build.build_dataset(config)
+        dataset = build.build_source(config)
+        if isinstance(dataset, SpeechSource):
+            told, found = corpus_report(dataset)
+            _print_json({**report, **told, "faults": found})
+            return 1 if found else 0
     except InputError as error:
         found.append(str(error))
     else:

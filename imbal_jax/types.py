@@ -89,3 +89,10 @@ class Structure(NamedTuple):
     objective: Objective  # of the run's model
     params: Params  # ShapeDtypeStruct leaves, or arrays
     batch: Batch  # likewise
+
+
+class Waveforms(NamedTuple):
+    """Clips of sound, padded to one length."""
+
+    samples: Array  # [batch, samples] floating, zeros after each clip's end
+    lengths: Array  # int32 [batch] samples of each clip, before the padding

@@ -1,6 +1,7 @@
 """A labelled data set in host memory, and the checks that refuse a faulty one."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from imbal_jax.errors import InputError
 class Split(NamedTuple):
     """One split of a data set."""
 
-    images: np.ndarray  # [n, height, width, channels], uint8 or float32
+    images: Any  # [n, height, width, channels], uint8 or float32; or the clips of a speech corpus
     labels: np.ndarray  # int32 [n]
 
 
@@ -22,6 +23,7 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     validation: Split | None = None
+    more_tests: Mapping[str, Split] | None = None  # further test sets by name
 
     @property
     def num_classes(self) -> int:
@@ -31,7 +33,7 @@ class Dataset(NamedTuple):
     @property
     def splits(self) -> dict[str, Split]:
         """The splits that exist, by name."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        named = {"train": self.train, "validation": self.validation, "test": self.test, **(self.more_tests or {})}
         return {name: split for name, split in named.items() if split is not None}
 
 
@@ -40,7 +42,8 @@ def faults(dataset: Dataset) -> list[str]:
     found = []
     for name, split in dataset.splits.items():
         found += _split_faults(name, split, dataset.num_classes)
-    shapes = {name: split.images.shape[1:] for name, split in dataset.splits.items()}
+    arrays = {name: split.images for name, split in dataset.splits.items() if isinstance(split.images, np.ndarray)}
+    shapes = {name: images.shape[1:] for name, images in arrays.items()}
     if len(set(shapes.values())) > 1:
         found.append(f"images: the splits differ in shape: {shapes}")
     return found
@@ -51,7 +54,8 @@ def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
     images, labels = split
     name = "val" if name == "validation" else name  # as in the arrays of an .npz
     found = []
-    if images.ndim != 4:
+    is_array = isinstance(images, np.ndarray)  # clips are checked when they are decoded
+    if is_array and images.ndim != 4:
         found.append(f"x_{name}: expected [examples, height, width, channels], got shape {images.shape}")
     if len(images) != len(labels):
         found.append(f"x_{name} and y_{name}: expected the same length, got {len(images)} and {len(labels)}")
@@ -69,13 +73,20 @@ def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
             f"y_{name}: expected labels in 0..{num_classes - 1}, got {int(labels[outside[0]])} at index"
             f" {int(outside[0])} ({len(outside)} such labels)"
         )
+    if is_array:
+        found += _pixel_faults(name, images)
+    return found
+
+
+def _pixel_faults(name: str, images: np.ndarray) -> list[str]:
+    """What is wrong with the pixels of a split."""
     if images.dtype not in (np.uint8, np.float32):
-        found.append(f"x_{name}: expected uint8 or float32 pixels, got {images.dtype}")
-    elif np.issubdtype(images.dtype, np.floating):
+        return [f"x_{name}: expected uint8 or float32 pixels, got {images.dtype}"]
+    if np.issubdtype(images.dtype, np.floating):
         bad = np.flatnonzero(~np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
         if len(bad):
-            found.append(f"x_{name}: NaN or infinite pixels in {len(bad)} images, first at index {int(bad[0])}")
-    return found
+            return [f"x_{name}: NaN or infinite pixels in {len(bad)} images, first at index {int(bad[0])}"]
+    return []
 
 
 def require_valid(dataset: Dataset) -> Dataset:

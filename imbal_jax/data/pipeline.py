@@ -1,6 +1,8 @@
 """From a source to what a run trains on: validation split, imbalance, standardisation."""
 
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +37,10 @@ class TrainingData(NamedTuple):
     validation: Split | None
     test: Split
     counts: ClassCounts  # of the training set
-    mean: np.ndarray  # float32 [channels], of the training set's pixels
-    std: np.ndarray  # float32 [channels]
+    mean: np.ndarray | None  # float32 [channels], of the training set's pixels; None for clips
+    std: np.ndarray | None  # float32 [channels]
     fingerprint: str  # of all arrays above
+    more_tests: Mapping[str, Split] = MappingProxyType({})  # further test sets by name
 
 
 def profile_counts(available: np.ndarray, has_validation: bool, validation: ValidationSplit, profile: Profile):
@@ -79,9 +82,12 @@ def training_data(
     if held is None and len(away):
         held = _take(dataset.train, away)
     train = _take(dataset.train, chosen)
-    mean, std = _pixel_statistics(train.images)
-    fingerprint = _fingerprint([train, held, dataset.test])
-    return TrainingData(dataset.name, dataset.class_names, train, held, dataset.test, counts, mean, std, fingerprint)
+    mean, std = _pixel_statistics(train.images) if isinstance(train.images, np.ndarray) else (None, None)
+    more = dataset.more_tests or {}
+    fingerprint = _fingerprint([train, held, dataset.test, *more.values()])
+    return TrainingData(
+        dataset.name, dataset.class_names, train, held, dataset.test, counts, mean, std, fingerprint, more
+    )
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:
@@ -101,6 +107,9 @@ def _fingerprint(splits: list[Split | None]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for split in splits:
         for array in split or ():
+            if not isinstance(array, np.ndarray):
+                digest.update(array.digest())
+                continue
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

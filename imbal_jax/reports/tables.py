@@ -106,3 +106,18 @@ def _cell(summary: Mapping[str, Any], mean: float | None, column: str, best: flo
     error = summary.get("standard_error", {}).get(column)
     text = f"{100 * mean:.2f}" if error is None else f"{100 * mean:.2f} ± {100 * error:.2f}"
     return Cell(text, best=mean == best)
+
+
+def prediction_lines(paths: Sequence[Any], probabilities: Any, class_names: Sequence[str]) -> list[str]:
+    """A line for every file: its likeliest class, and the probabilities of all, the likeliest first.
+
+    Args:
+      paths: n of them.
+      probabilities: [n, C].
+      class_names: C of them.
+    """
+    lines = []
+    for path, row in zip(paths, probabilities, strict=True):
+        ranked = sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])
+        lines.append(f"{path}: {ranked[0][0]} ({', '.join(f'{name} {value:.3f}' for name, value in ranked)})")
+    return lines

@@ -14,7 +14,8 @@ from imbal_jax.curvature.spectrum import spectrum
 from imbal_jax.curvature.subsets import Subset, select_parameters
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.objective import make_objective, standardise
+from imbal_jax.training.objective import make_objective, standardise, zeros_like_inputs
+from imbal_jax.training.streaming import example_of, is_streamed, resident_split
 from imbal_jax.types import Array, Batch, Objective, Params, Prediction, PyTree
 
 LOSSES = ("corrected", "cross_entropy")
@@ -98,12 +99,14 @@ def operands_of(
     )
 
 
-def make_class_extremes(experiment: Experiment) -> Callable[[Params, PyTree, float, Any], dict[str, list]]:
+def make_class_extremes(
+    experiment: Experiment, constants: PyTree | None = None
+) -> Callable[[Params, PyTree, float, Any], dict[str, list]]:
     """The function (params, model_state, progress, training data) -> extreme eigenvalues of every class's Hessian.
 
     Of the run's own loss with running statistics, by a single probe on a fixed sample of each class, see
     `RecordOptions`. The lists under "lambda_max", "lambda_min" and their "*_residual" have an entry for each class,
-    None where it has no training example.
+    None where it has no training example. `constants` are the variables that never change, on the device.
     """
     record, data = experiment.record, experiment.data
     names = data.class_names
@@ -111,10 +114,11 @@ def make_class_extremes(experiment: Experiment) -> Callable[[Params, PyTree, flo
     samples = sample_classes(labels, len(names), record.curvature_examples, seed=0)
     present = [index for index, members in enumerate(samples) if len(members)]
     groups = class_groups(labels, names, samples, tuple(present), whole=False, size=record.curvature_micro_batch)
-    shape = (1, *data.train.images.shape[1:])
+    example = example_of(data.train.images)
     variables = jax.eval_shape(
-        lambda: experiment.model.init(jax.random.key(0), jnp.zeros(shape), train=False)["params"]
+        lambda: experiment.model.init(jax.random.key(0), zeros_like_inputs(example, 1), train=False)["params"]
     )
+    resident = resident_split(data.train) if is_streamed(data.train.images) else None
     make = make_operator(class_problem(experiment, select_parameters(variables)))
 
     def extremes(params: Params, model_state: PyTree, progress: float, train: Any) -> dict[str, list]:
@@ -123,8 +127,9 @@ def make_class_extremes(experiment: Experiment) -> Callable[[Params, PyTree, flo
             for key in ("lambda_max", "lambda_min", "lambda_max_residual", "lambda_min_residual")
         }
         for index, group in zip(present, groups, strict=True):
-            moment = Moment(model_state, jnp.float32(progress))
-            operands = operands_of(params, moment, Data(*train), group.batches, jax.random.key(0))
+            moment = Moment({**model_state, **(constants or {})}, jnp.float32(progress))
+            examples = resident or Data(train.images, train.labels)
+            operands = operands_of(params, moment, examples, group.batches, jax.random.key(0))
             summary = _ends(make(operands), record.curvature_order, record.curvature_tolerance)
             for key in told:
                 told[key][index] = summary[key]

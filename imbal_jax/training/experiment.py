@@ -12,7 +12,7 @@ from imbal_jax.data.samplers import Sampler
 from imbal_jax.errors import InputError, check_number
 from imbal_jax.losses import check_reduction
 from imbal_jax.training.schedules import Horizon
-from imbal_jax.types import Array, Correction, Direction
+from imbal_jax.types import Array, Correction, Direction, PyTree
 
 # What the best checkpoint is chosen by, and whether less is better.
 SELECTION = {
@@ -112,6 +112,7 @@ class Experiment(NamedTuple):
     evaluation: EvaluationOptions
     record: RecordOptions
     seeds: tuple[int, ...]
+    constants: PyTree | None = None  # collections of variables that never change, in host memory
 
 
 def check_training_options(options: TrainingOptions, has_validation: bool) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imbal_jax.data.padding import PaddedSplit
 from imbal_jax.errors import NonFiniteLossError
 from imbal_jax.evaluation.class_gradients import class_gradient_norms
 from imbal_jax.evaluation.evaluate import Sums, metrics_of, read_sums
@@ -17,7 +16,7 @@ from imbal_jax.training.checkpoints import Checkpoints, Restored, restore_newest
 from imbal_jax.training.experiment import SELECTION, Experiment
 from imbal_jax.training.folders import seed_folder
 from imbal_jax.training.interruption import Interrupted, StopRequest
-from imbal_jax.training.programs import Programs
+from imbal_jax.training.programs import PlacedSplit, Programs
 from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds
 from imbal_jax.training.step import StepMetrics, read_metrics
 from imbal_jax.training.step_effects import by_class
@@ -197,7 +196,7 @@ def _collect(group: _Group, epoch: int, metrics: Any) -> None:
 
 
 def _measure(
-    group: _Group, padded: PaddedSplit | None, training_split: PaddedSplit | None, progress: float
+    group: _Group, padded: PlacedSplit | None, training_split: PlacedSplit | None, progress: float
 ) -> list[dict[str, Any]]:
     """Validation metrics and class gradient norms of every seed, after an epoch."""
     state, programs, data = group.state, group.programs, group.experiment.data

@@ -10,8 +10,13 @@ from imbal_jax.losses import Reduction, reducible_losses, reduction_denominator
 from imbal_jax.types import Array, Batch, Correction, Objective, Params, Prediction, PyTree, Structure
 
 
-def standardise(images: Array, mean: Any, std: Any) -> Array:
-    """(images - mean) / std per channel, float32; `images` in raw units, uint8 or float."""
+def standardise(images: Any, mean: Any, std: Any) -> Any:
+    """(images - mean) / std per channel, float32; `images` in raw units, uint8 or float.
+
+    Without a mean the inputs are what the model receives already, such as clips of speech.
+    """
+    if mean is None:
+        return images
     return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
 
 
@@ -23,6 +28,8 @@ def make_objective(
     model_state: PyTree,
     progress: Array | float,
     train: bool,
+    constants: PyTree | None = None,
+    step_key: Array | None = None,
 ) -> Objective:
     """Binds a model, its running statistics and a correction at one moment of training.
 
@@ -33,17 +40,21 @@ def make_objective(
       model_state: the model's running statistics, not differentiated.
       progress: fraction of training done.
       train: batch statistics and dropout, or running statistics and none.
+      constants: collections of variables that never change, such as the frozen weights of a pretrained model.
+      step_key: of the noise that all examples of a step share, such as which layers are skipped; also where examples
+        are predicted one by one with keys of their own.
 
     Returns:
       The objective. In training its prediction's aux is the new model state.
     """
 
     def predict(params: Params, batch: Batch, key: Array) -> Prediction:
-        variables = {"params": params, **model_state}
+        variables = {"params": params, **(constants or {}), **model_state}
         if not train:
             return Prediction(*model.apply(variables, batch.inputs, train=False))._replace(aux=model_state)
+        rngs = {"dropout": key} if step_key is None else {"dropout": key, "layerdrop": step_key}
         (logits, features), new_state = model.apply(
-            variables, batch.inputs, train=True, rngs={"dropout": key}, mutable=list(model_state)
+            variables, batch.inputs, train=True, rngs=rngs, mutable=list(model_state)
         )
         return Prediction(logits, features, new_state)
 
@@ -58,8 +69,35 @@ def make_objective(
     return Objective(predict, losses, class_weights)
 
 
+def step_key_of(model_key: Array) -> Array:
+    """The key of what all examples of a step share, apart from those of the examples."""
+    return jax.random.fold_in(model_key, 2**31)
+
+
+def inputs_like(example: Any, batch_size: int) -> Any:
+    """The shapes of a batch of inputs.
+
+    Args:
+      example: the shape of one image, [height, width, channels]; or a tree of ShapeDtypeStructs of one example.
+      batch_size: examples.
+    """
+    if all(isinstance(each, int) for each in example):
+        return jax.ShapeDtypeStruct((batch_size, *example), jnp.float32)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape), leaf.dtype), example)
+
+
+def zeros_like_inputs(example: Any, batch_size: int) -> Any:
+    """A batch of zeros, see `inputs_like`."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), inputs_like(example, batch_size))
+
+
 def make_structure(
-    model: nn.Module, correction: Correction, reduction: Reduction, input_shape: tuple[int, ...], batch_size: int
+    model: nn.Module,
+    correction: Correction,
+    reduction: Reduction,
+    input_shape: Any,
+    batch_size: int,
+    constants: PyTree | None = None,
 ) -> Structure:
     """The shapes of a run; nothing is computed.
 
@@ -67,13 +105,23 @@ def make_structure(
       model: called as model.apply(variables, inputs, train=...) -> (logits, features).
       correction: of the loss.
       reduction: "mean" or "weighted_mean".
-      input_shape: of one example, [height, width, channels].
+      input_shape: of one example, see `inputs_like`.
       batch_size: examples per step.
+      constants: see `make_objective`.
     """
-    inputs = jax.ShapeDtypeStruct((batch_size, *input_shape), jnp.float32)
+    inputs = inputs_like(input_shape, batch_size)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), inputs)
-    state = {name: value for name, value in variables.items() if name != "params"}
+    state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    objective = make_objective(model, correction, reduction, model_state=zeros, progress=0.0, train=True)
+    objective = make_objective(
+        model,
+        correction,
+        reduction,
+        model_state=zeros,
+        progress=0.0,
+        train=True,
+        constants=constants,
+        step_key=jax.random.key(0),
+    )
     batch: Any = (inputs, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
     return Structure(objective, variables["params"], Batch(*batch))

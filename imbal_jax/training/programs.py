@@ -14,11 +14,22 @@ from imbal_jax.evaluation.class_gradients import make_class_gradients
 from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate, make_probabilities
 from imbal_jax.training.class_curvature import make_class_extremes
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.objective import standardise
+from imbal_jax.training.objective import inputs_like, standardise
 from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
 from imbal_jax.training.step import DeviceData, Driver, make_driver, make_step
 from imbal_jax.training.step_effects import StepEffects, make_step_effects, over_first_batches
+from imbal_jax.training.streaming import (
+    HostSplit,
+    batch_loader,
+    example_of,
+    host_split,
+    is_streamed,
+    make_stream_driver,
+    make_stream_evaluate,
+)
 from imbal_jax.types import Array, PyTree
+
+PlacedSplit = PaddedSplit | HostSplit
 
 
 class Programs(NamedTuple):
@@ -36,7 +47,7 @@ class Programs(NamedTuple):
     probabilities: Callable[..., Array]  # (params, model_state, progress, images) of one seed
     all_finite: Callable[[PyTree], Array]  # bool, or [seeds]
     place: Callable[[PyTree], PyTree]  # onto every device
-    place_split: Callable[[Split], PaddedSplit]  # batches shared out among the devices
+    place_split: Callable[[Split], PlacedSplit]  # batches shared out among the devices
     train_data: DeviceData
 
 
@@ -64,9 +75,16 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     def over_seeds(function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, in_axes=axes) if stacked else function
 
+    constants = None if experiment.constants is None else jax.device_put(experiment.constants, everywhere)
+
+    def with_constants(function: Callable) -> Callable:
+        if constants is None:
+            return function
+        return lambda params, model_state, *rest: function(params, {**model_state, **constants}, *rest)
+
     def first_state(seed):
-        shape = data.train.images.shape[1:]
-        return initial_state(experiment.model, experiment.direction, experiment.step_rule, shape, seed)
+        parts = (experiment.model, experiment.direction, experiment.step_rule)
+        return initial_state(*parts, example_of(data.train.images), seed, constants=experiment.constants)
 
     def seeds_array(seeds: tuple[int, ...]) -> Array:
         return jnp.asarray(seeds if stacked else seeds[0], jnp.uint32)
@@ -80,6 +98,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     batch_sums = make_batch_sums(experiment.model, correction, normalise, len(data.class_names))
     gradients = make_class_gradients(experiment.model, correction, normalise, len(data.class_names))
     reduction: Any = experiment.training.reduction
+    streamed = is_streamed(data.train.images)
     parts = (
         experiment.model,
         correction,
@@ -91,22 +110,40 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         experiment.horizon.total_steps,
     )
     effects, batches = make_step_effects(*parts), experiment.record.step_effects_batches
+    step, size = make_step(*parts), experiment.evaluation.batch_size
+    buckets = data.train.images.buckets(experiment.training.batch_size) if streamed else ()
+
+    def make_over_batches(batch_function: Callable) -> Callable:
+        if streamed:
+            return with_constants(make_stream_evaluate(batch_function))
+        return with_constants(make_evaluate(batch_function, stacked=stacked))
+
+    train_data = DeviceData(None, np.zeros(0, np.int32), constants)  # batches come from the host
+    if not streamed:
+        train_data = jax.device_put(DeviceData(data.train.images, data.train.labels, constants), everywhere)
+    load = batch_loader(data.train, buckets) if streamed else None
+
+    def place_split(split: Split) -> PlacedSplit:
+        return host_split(split, size, buckets) if streamed else _place_split(split, size, mesh)
+
+    drive = make_stream_driver(step, data.train, buckets) if streamed else None
+    extremes = make_class_extremes(experiment, constants) if experiment.record.curvature_every else None
     initial = jax.jit(over_seeds(first_state, (0,)), out_shardings=everywhere)
     make_keys = jax.jit(over_seeds(keys_of, (0,)), out_shardings=everywhere)
     return Programs(
         keys=lambda seeds: make_keys(seeds_array(seeds)),
         initial=lambda seeds: initial(seeds_array(seeds)),
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
-        drive=make_driver(make_step(*parts), experiment.training.driver, stacked=stacked),
-        evaluate=make_evaluate(batch_sums, stacked=stacked),
-        probabilities=make_probabilities(experiment.model, correction, normalise),
-        class_gradients=make_evaluate(gradients, stacked=stacked),
-        step_effects=over_first_batches(effects, batches, stacked=stacked),
-        class_extremes=make_class_extremes(experiment) if experiment.record.curvature_every else None,
+        drive=drive or make_driver(step, experiment.training.driver, stacked=stacked),
+        evaluate=make_over_batches(batch_sums),
+        probabilities=with_constants(make_probabilities(experiment.model, correction, normalise)),
+        class_gradients=make_over_batches(gradients),
+        step_effects=over_first_batches(effects, batches, stacked=stacked, load=load),
+        class_extremes=extremes,
         all_finite=jax.jit(over_seeds(all_finite, (0,))),
         place=lambda tree: jax.device_put(tree, everywhere),
-        place_split=lambda split: _place_split(split, experiment.evaluation.batch_size, mesh),
-        train_data=jax.device_put(DeviceData(data.train.images, data.train.labels), everywhere),
+        place_split=place_split,
+        train_data=train_data,
     )
 
 
@@ -117,20 +154,20 @@ def _place_split(split: Split, batch_size: int, mesh: Mesh) -> PaddedSplit:
 
 
 def train_seeds_together(experiment: Experiment) -> bool:
-    """Whether to train all seeds at once by vmap.
+    """Whether to train all seeds at once by vmap; never where examples come from the host.
 
     Batched kernels become grouped convolutions: on CPU twice as slow as one seed after the other. Networks without
     convolutions gain, because their small products become larger ones.
     """
     choice = experiment.training.seeds_together
-    if len(experiment.seeds) == 1 or choice == "no":
+    if len(experiment.seeds) == 1 or choice == "no" or is_streamed(experiment.data.train.images):
         return False
     return choice == "yes" or not has_convolutions(experiment)
 
 
 def has_convolutions(experiment: Experiment) -> bool:
     """Whether the model convolves, read off its trace."""
-    inputs = jax.ShapeDtypeStruct((1, *experiment.data.train.images.shape[1:]), jnp.float32)
+    inputs = inputs_like(example_of(experiment.data.train.images), 1)
 
     def initialise(inputs: Any) -> PyTree:
         return experiment.model.init(jax.random.key(0), inputs, train=False)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imbal_jax.data.dataset import Split
 from imbal_jax.errors import CheckpointError
 from imbal_jax.evaluation.evaluate import read_sums
 from imbal_jax.reports import figures
@@ -65,36 +66,46 @@ def _test(
     experiment: Experiment, programs: Programs, seeds: tuple[int, ...], fitted: list[Fitted], workdir: pathlib.Path
 ) -> None:
     """Evaluates the best parameters of every seed on the test set, once, and writes each result."""
-    metrics = test_metrics(experiment, programs, [one.best for one in fitted])
+    bests = [one.best for one in fitted]
+    metrics = all_test_metrics(experiment, programs, bests)
     for seed, one, tested in zip(seeds, fitted, metrics, strict=True):
         params = one.best.variables["params"]
         result = {
             "num_params": count_parameters(params),
             "num_trainable": count_parameters(params),
             "class_counts": experiment.data.counts.counts,
-            **{f"test/{name}": value for name, value in tested.items()},
+            **tested,
             "best_step": one.best.step,
             "seconds_per_epoch": one.seconds_per_epoch,
         }
         folder = seed_folder(workdir, seed)
         if experiment.record.figures:
-            _draw(experiment, folder, tested["confusion"])
+            _draw(experiment, folder, tested["test/confusion"])
         write_json(folder / "result.json", result)
 
 
-def test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) -> list[dict[str, Any]]:
-    """Metrics of the test split for every seed, with the confusion matrix.
+def all_test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) -> list[dict[str, Any]]:
+    """Metrics of every test split, under "test/..." and for further ones under their own names, for every seed.
 
     Args:
       experiment: the parts of the run.
       programs: compiled for this number of seeds.
       bests: the parameters of every seed.
     """
+    found: list[dict[str, Any]] = [{} for _ in bests]
+    for name, split in {"test": experiment.data.test, **experiment.data.more_tests}.items():
+        for told, metrics in zip(found, _split_metrics(experiment, programs, bests, split), strict=True):
+            told.update({f"{name}/{key}": value for key, value in metrics.items()})
+    return found
+
+
+def _split_metrics(experiment: Experiment, programs: Programs, bests: list[Best], split: Split) -> list[dict[str, Any]]:
+    """Metrics of a split for every seed, with the confusion matrix."""
     # The correction is that of the moment the parameters are from: its predictive logits belong to them.
     progress = join_seeds([np.float32(best.step / experiment.horizon.total_steps) for best in bests])
     variables = programs.place(join_seeds([best.variables for best in bests]))
-    split = programs.place_split(experiment.data.test)
-    sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], progress, split))
+    placed = programs.place_split(split)
+    sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], progress, placed))
     return [
         {**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()}
         for one in split_seeds(sums, len(bests))

@@ -1,6 +1,6 @@
 """The state of a run, and the keys it draws."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from imbal_jax.training.objective import zeros_like_inputs
 from imbal_jax.types import Array, Direction, Params, PyTree
 
 
@@ -38,8 +39,9 @@ def initial_state(
     model: nn.Module,
     direction: Direction,
     step_rule: optax.GradientTransformation,
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     seed: Array | int,
+    constants: PyTree | None = None,
 ) -> TrainState:
     """A fresh state.
 
@@ -47,12 +49,13 @@ def initial_state(
       model: called as model.apply(variables, inputs, train=...) -> (logits, features).
       direction: its state is initialised with the parameters.
       step_rule: likewise.
-      input_shape: of one example, [height, width, channels].
+      input_shape: of one example, see `imbal_jax.training.objective.inputs_like`.
       seed: of the run.
+      constants: collections of variables that never change and are no part of the state.
     """
-    variables = model.init(keys_of(seed).init, jnp.zeros((1, *input_shape)), train=False)
+    variables = model.init(keys_of(seed).init, zeros_like_inputs(input_shape, 1), train=False)
     params = variables["params"]
-    model_state = {name: value for name, value in variables.items() if name != "params"}
+    model_state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
     return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
 
 

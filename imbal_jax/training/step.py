@@ -11,16 +11,17 @@ from flax import linen as nn
 
 from imbal_jax.errors import InputError
 from imbal_jax.losses import Reduction, cross_entropy_losses
-from imbal_jax.training.objective import make_objective, standardise
+from imbal_jax.training.objective import make_objective, standardise, step_key_of
 from imbal_jax.training.state import TrainState
-from imbal_jax.types import Array, Batch, Correction, Direction
+from imbal_jax.types import Array, Batch, Correction, Direction, PyTree
 
 
 class DeviceData(NamedTuple):
-    """The training set on the device, raw."""
+    """The training set on the device, raw; or the batch of one step, where it comes from the host."""
 
-    images: Array | np.ndarray  # [n, height, width, channels]
+    images: Any  # [n, height, width, channels], or a tree of arrays of n examples
     labels: Array | np.ndarray  # int32 [n]
+    constants: PyTree | None = None  # variables that never change, see `make_objective`
 
 
 class StepMetrics(NamedTuple):
@@ -47,11 +48,18 @@ def make_step(
 
     def step(state: TrainState, data: DeviceData, indices: Array, key: Array) -> tuple[TrainState, StepMetrics]:
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = augment(augment_key, data.images[indices])
+        images = augment(augment_key, jax.tree.map(lambda leaf: leaf[indices], data.images))
         batch = Batch(standardise(images, *pixel_statistics), data.labels[indices])
         progress = state.step / total_steps
         objective = make_objective(
-            model, correction, reduction, model_state=state.model_state, progress=progress, train=True
+            model,
+            correction,
+            reduction,
+            model_state=state.model_state,
+            progress=progress,
+            train=True,
+            constants=data.constants,
+            step_key=step_key_of(model_key),
         )
         proposal = direction.propose(objective, state.params, batch, state.direction_state, model_key)
         updates, opt_state = step_rule.update(proposal.direction, state.opt_state, state.params)

@@ -27,7 +27,7 @@ from flax import linen as nn
 from imbal_jax.class_counts import ClassCounts
 from imbal_jax.curvature.linearisation import Linearised, linearise
 from imbal_jax.losses import Reduction
-from imbal_jax.training.objective import make_objective
+from imbal_jax.training.objective import make_objective, step_key_of
 from imbal_jax.training.state import TrainState
 from imbal_jax.training.step import DeviceData, make_step
 from imbal_jax.types import Array, Batch, Correction, Direction, Objective, Params, Proposal, PyTree
@@ -73,7 +73,14 @@ def make_step_effects(
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         progress = state.step / total_steps
         objective = make_objective(
-            model, correction, reduction, model_state=state.model_state, progress=progress, train=True
+            model,
+            correction,
+            reduction,
+            model_state=state.model_state,
+            progress=progress,
+            train=True,
+            constants=data.constants,
+            step_key=step_key_of(model_key),
         )
 
         def linearised_at(params: Params) -> Linearised:
@@ -114,7 +121,11 @@ def _unweighted_losses(linearised: Linearised) -> Array:
 
 
 def over_first_batches(
-    step_effects: Callable[..., StepEffects], batches: int, *, stacked: bool
+    step_effects: Callable[..., StepEffects],
+    batches: int,
+    *,
+    stacked: bool,
+    load: Callable[[np.ndarray], tuple[PyTree, np.ndarray]] | None = None,
 ) -> Callable[..., list[StepEffects]]:
     """The function (state, data, indices [steps, batch], key) -> StepEffects of each of the first batches.
 
@@ -124,12 +135,23 @@ def over_first_batches(
       step_effects: from `make_step_effects`.
       batches: how many.
       stacked: whether states, indices, keys and results have a leading axis of seeds.
+      load: from indices [batch] to inputs and labels, where these come from the host and not out of the data.
     """
     step_effects = jax.vmap(step_effects, in_axes=(0, None, 0, 0)) if stacked else step_effects
 
     def at(state, data, indices, key, i):
         return step_effects(state, data, indices[:, i] if stacked else indices[i], key)
 
+    if load is not None:
+        single = jax.jit(step_effects)
+
+        def of_loaded(state, data, row, key):
+            inputs, labels = load(row)
+            return single(state, DeviceData(inputs, labels, data.constants), jnp.arange(len(labels)), key)
+
+        return lambda state, data, indices, key: [
+            of_loaded(state, data, row, key) for row in np.asarray(indices)[:batches]
+        ]
     compiled = jax.jit(at)
     return lambda state, data, indices, key: [compiled(state, data, indices, key, i) for i in range(batches)]
 

@@ -1,0 +1,388 @@
+"""HuBERT with LoRA and a classification head (Hsu et al. 2021; Hu et al. 2022)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imbal_jax.errors import InputError
+from imbal_jax.models.heads import check_size
+from imbal_jax.models.hubert_layers import (
+    HUBERT_BASE,
+    PADDINGS,
+    Blueprint,
+    FeatureExtractor,
+    Features,
+    HubertConfig,
+    Padding,
+    Waveforms,
+    check_inputs,
+    frame_mask,
+    least_samples,
+    masked_mean,
+    span_mask,
+)
+from imbal_jax.models.initialisers import bias_uniform, fan_in_uniform
+from imbal_jax.models.lora import LoraSpec, check_layers
+from imbal_jax.types import Array, Params, PyTree
+
+
+class HiddenStates(NamedTuple):
+    """What a HuBERT makes of clips."""
+
+    layers: tuple[Array, ...]  # [batch, frames, hidden_size] the input of the first layer, and every layer's output
+    last: Array  # the last of them, normalised where the layers normalise first
+    mask: Array | None  # [batch, frames] which frames belong to the clips; None for all
+
+
+class FeatureProjection(nn.Module):
+    """From the convolutions' channels to the transformer's."""
+
+    blueprint: Blueprint
+
+    @nn.compact
+    def __call__(self, frames: Array, train: bool) -> Array:
+        """Maps [batch, frames, channels] to [batch, frames, hidden_size]."""
+        config = self.blueprint.config
+        if config.feat_proj_layer_norm:
+            frames = self.blueprint.layer_norm("layer_norm")(frames)
+        hidden = self.blueprint.dense(config.hidden_size, "projection")(frames)
+        return nn.Dropout(config.feat_proj_dropout, deterministic=not train)(hidden)
+
+
+class PositionalConvolution(nn.Module):
+    """Tells frames where they are: a wide grouped convolution, and GELU."""
+
+    blueprint: Blueprint
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """Maps [batch, frames, hidden_size] to the same shape."""
+        config = self.blueprint.config
+        kernel = config.num_conv_pos_embeddings
+        # An even kernel looks one frame further back than ahead.
+        padding = [(kernel // 2, kernel // 2 - (kernel + 1) % 2)]
+        convolution = self.blueprint.conv(
+            config.hidden_size,
+            kernel,
+            "conv",
+            padding=padding,
+            feature_group_count=config.num_conv_pos_embedding_groups,
+        )
+        return nn.gelu(convolution(hidden), approximate=False)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, Eq. 1)."""
+
+    blueprint: Blueprint
+    layer: int
+
+    @nn.compact
+    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> Array:
+        """Maps [batch, frames, hidden_size] to the same shape; frames outside of the mask are not attended to."""
+        config = self.blueprint.config
+
+        def project(target: str, inputs: Array) -> Array:
+            return self.blueprint.adapted(target, self.layer, config.hidden_size, inputs, train)
+
+        heads = (*hidden.shape[:-1], config.num_attention_heads, -1)
+        query, key, value = (project(name, hidden).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+        if mask is not None:
+            # Finite, so that a clip without frames does not become NaN.
+            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(wide).min)
+        weights = nn.softmax(scores).astype(value.dtype)
+        weights = nn.Dropout(config.attention_dropout, deterministic=not train)(weights)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return project("out_proj", mixed.reshape(hidden.shape))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between them, frame by frame."""
+
+    blueprint: Blueprint
+    layer: int
+
+    @nn.compact
+    def __call__(self, hidden: Array, train: bool) -> Array:
+        """Maps [batch, frames, hidden_size] to the same shape."""
+        config, adapted = self.blueprint.config, self.blueprint.adapted
+        inner = adapted("intermediate_dense", self.layer, config.intermediate_size, hidden, train)
+        inner = nn.gelu(inner, approximate=False)
+        inner = nn.Dropout(config.activation_dropout, deterministic=not train)(inner)
+        outer = adapted("output_dense", self.layer, config.hidden_size, inner, train)
+        return nn.Dropout(config.hidden_dropout, deterministic=not train)(outer)
+
+
+class EncoderLayer(nn.Module):
+    """A transformer layer: attention and a feed-forward network, each with a residual and a norm."""
+
+    blueprint: Blueprint
+    layer: int
+
+    @nn.compact
+    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> Array:
+        """Maps [batch, frames, hidden_size] to the same shape."""
+        blueprint = self.blueprint
+        attention = Attention(blueprint, self.layer, name="attention")
+        feed_forward = FeedForward(blueprint, self.layer, name="feed_forward")
+        norm, final_norm = blueprint.layer_norm("layer_norm"), blueprint.layer_norm("final_layer_norm")
+        dropout = nn.Dropout(blueprint.config.hidden_dropout, deterministic=not train)
+        if blueprint.config.do_stable_layer_norm:
+            hidden = hidden + dropout(attention(norm(hidden), mask, train))
+            return hidden + feed_forward(final_norm(hidden), train)
+        hidden = norm(hidden + dropout(attention(hidden, mask, train)))
+        return final_norm(hidden + feed_forward(hidden, train))
+
+
+class Encoder(nn.Module):
+    """The transformer, with what comes before its layers."""
+
+    blueprint: Blueprint
+
+    @nn.compact
+    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> HiddenStates:
+        """Encodes [batch, frames, hidden_size]."""
+        config = self.blueprint.config
+        if mask is not None:
+            hidden = jnp.where(mask[..., None], hidden, 0)
+        hidden = hidden + PositionalConvolution(self.blueprint, name="pos_conv_embed")(hidden)
+        norm = self.blueprint.layer_norm("layer_norm")
+        if not config.do_stable_layer_norm:
+            hidden = norm(hidden)
+        states = [nn.Dropout(config.hidden_dropout, deterministic=not train)(hidden)]
+        kept = self._kept_layers() if train and config.layerdrop > 0 else None
+        for i in range(config.num_hidden_layers):
+            after = EncoderLayer(self.blueprint, i, name=f"layers_{i}")(states[-1], mask, train)
+            states.append(after if kept is None else jnp.where(kept[i], after, states[-1]))
+        last = norm(states[-1]) if config.do_stable_layer_norm else states[-1]
+        return HiddenStates(tuple(states), last, mask)
+
+    def _kept_layers(self) -> Array:
+        """One draw for every layer, bool [layers]; alike for all clips only if its key is."""
+        if not self.has_rng("layerdrop"):
+            raise InputError(
+                "layerdrop: expected the random stream 'layerdrop', one key for all clips of a step, got none"
+            )
+        config = self.blueprint.config
+        return jax.random.uniform(self.make_rng("layerdrop"), (config.num_hidden_layers,)) >= config.layerdrop
+
+
+class Hubert(nn.Module):
+    """HuBERT without a head."""
+
+    blueprint: Blueprint
+
+    @nn.compact
+    def __call__(self, inputs: Waveforms | Features, train: bool, masked_frames: Array | None = None) -> HiddenStates:
+        """Encodes clips.
+
+        Args:
+          inputs: clips, or what the convolutions made of them.
+          train: whether there is noise.
+          masked_frames: bool [batch, frames], for SpecAugment to mask instead of drawing them.
+        """
+        check_inputs(self.blueprint.config, inputs)
+        if isinstance(inputs, Waveforms):
+            inputs = FeatureExtractor(self.blueprint, name="feature_extractor")(inputs)
+        frames, lengths = inputs
+        hidden = FeatureProjection(self.blueprint, name="feature_projection")(frames, train)
+        hidden = self._augment(hidden, lengths, train, masked_frames)
+        mask = None if self.blueprint.padding == "hf_nomask" else frame_mask(lengths, frames.shape[1])
+        return Encoder(self.blueprint, name="encoder")(hidden, mask, train)
+
+    def _augment(self, hidden: Array, lengths: Array, train: bool, masked_frames: Array | None) -> Array:
+        """SpecAugment: masked frames become a vector of their own, masked channels zero."""
+        blueprint, config, (batch, frames, channels) = self.blueprint, self.blueprint.config, hidden.shape
+        if config.has_mask_embedding:  # part of the model also where nothing is masked
+            init = nn.initializers.uniform(1.0)
+            embedding = blueprint.weight(self, "masked_spec_embed", init, (channels,)).astype(hidden.dtype)
+        if not config.apply_spec_augment:
+            return hidden
+        if masked_frames is None and train and config.mask_time_prob > 0:
+            # Hugging Face lets spans fall into padding; a clip alone has none.
+            whole = lengths if blueprint.padding == "exact" else jnp.full((batch,), frames)
+            masked_frames = self._spans("time", whole, frames)
+        if masked_frames is not None:
+            hidden = jnp.where(masked_frames[..., None], embedding, hidden)
+        if train and config.mask_feature_prob > 0:
+            masked_channels = self._spans("feature", jnp.full((batch,), channels), channels)
+            hidden = jnp.where(masked_channels[:, None], 0, hidden)
+        return hidden
+
+    def _spans(self, axis: str, lengths: Array, size: int) -> Array:
+        """Random spans of frames or channels, bool [batch, size]."""
+        share, span, least = (
+            getattr(self.blueprint.config, f"mask_{axis}_{name}") for name in ("prob", "length", "min_masks")
+        )
+        if size < span:
+            what = {"time": "frames", "feature": "channels"}[axis]
+            raise InputError(f"mask_{axis}_length: expected at most {size}, all {what}, got {span}")
+        key = self.make_rng("specaugment" if self.has_rng("specaugment") else "dropout")
+        return span_mask(key, lengths, size, share=share, span=span, least=least)
+
+
+class LayerMixture(nn.Module):
+    """A weighted mean with weights softmax(w), w trained from zero."""
+
+    @nn.compact
+    def __call__(self, vectors: tuple[Array, ...]) -> Array:
+        """The mean of vectors [batch, size]."""
+        weights = nn.softmax(self.param("weights", nn.initializers.zeros, (len(vectors),)))
+        return sum((weight * vector for weight, vector in zip(weights, vectors, strict=True)), jnp.zeros(()))
+
+
+class HubertClassifier(nn.Module):
+    """HuBERT and a linear head; see `hubert`."""
+
+    num_classes: int
+    blueprint: Blueprint
+    projection: int
+    head_bias: bool
+    weighted_layer_sum: bool
+
+    def setup(self) -> None:
+        """Names the parts as Hugging Face does."""
+        self.hubert = Hubert(self.blueprint)
+        if self.weighted_layer_sum:
+            self.layer_mixture = LayerMixture()
+        self.projector = self._dense(self.projection, self.blueprint.config.hidden_size)
+        self.classifier = self._dense(self.num_classes, self.projection)
+
+    def _dense(self, outputs: int, inputs: int) -> nn.Dense:
+        """A layer of the head, in PyTorch's default initialisation."""
+        return nn.Dense(outputs, use_bias=self.head_bias, kernel_init=fan_in_uniform(), bias_init=bias_uniform(inputs))
+
+    def __call__(self, inputs: Waveforms | Features, train: bool) -> tuple[Array, Array]:
+        """Maps clips to logits [batch, num_classes] and features [batch, projection]."""
+        return self.head(self.hubert(inputs, train))
+
+    def head(self, states: HiddenStates) -> tuple[Array, Array]:
+        """Logits [batch, num_classes] and features [batch, projection] of what HuBERT made of clips."""
+        # The mean before the projection is the mean after it, for one position instead of many.
+        if self.weighted_layer_sum:
+            pooled = self.layer_mixture(tuple(masked_mean(each, states.mask) for each in states.layers))
+        else:
+            pooled = masked_mean(states.last, states.mask)
+        features = self.projector(pooled)
+        return self.classifier(features), features
+
+    def hidden_states(
+        self, inputs: Waveforms | Features, train: bool = False, masked_frames: Array | None = None
+    ) -> HiddenStates:
+        """What the head receives, by `apply(..., method="hidden_states")`; arguments as of `Hubert`."""
+        return self.hubert(inputs, train, masked_frames)
+
+
+def hubert(
+    num_classes: int,
+    *,
+    config: HubertConfig = HUBERT_BASE,
+    lora: LoraSpec | None = LoraSpec(),  # noqa: B008 (immutable)
+    projection: int = 256,
+    head_bias: bool = False,
+    weighted_layer_sum: bool = False,
+    padding: Padding = "exact",
+    frozen: bool = True,
+    dtype: Any = None,
+) -> HubertClassifier:
+    """HuBERT with low-rank adaptation and a head: 493,056 trained parameters for HuBERT Base and six classes.
+
+    The head is a dense layer to `projection` units, the mean over frames and a dense layer to the classes, without
+    activation. Trained weights are the collection "params", the others the collection "frozen", which is never changed
+    and whose convolutions are not differentiated.
+
+    The treatments of padding: "exact" gives every clip what it has alone, whatever its batch: padding counts neither
+    in the statistics of the first convolution's norm nor as frames. "hf_mask" is Hugging Face's with an attention mask,
+    where it counts in those statistics; "hf_nomask" is without one, where padding is part of the clip.
+
+    Args:
+      num_classes: the number of logits.
+      config: the architecture and the noise of its training.
+      lora: of the transformer's dense layers; None for none.
+      projection: the number of features.
+      head_bias: whether the head's two layers have biases.
+      weighted_layer_sum: pool a trained mixture of all hidden states rather than the last.
+      padding: "exact", "hf_mask" or "hf_nomask".
+      frozen: False puts the weights of HuBERT itself among the parameters as well.
+      dtype: of the computation in HuBERT, such as bfloat16; norms, softmax, mean and head stay in float32. By default
+        that of inputs and weights.
+
+    Returns:
+      A module applied as `apply({"params": ..., "frozen": ...}, inputs, train=...)` to `Waveforms`, or to the
+      `Features` of `encode`, that returns (logits [batch, num_classes], features [batch, projection]). In training it
+      draws from the rngs "dropout", "specaugment" ("dropout" where it is missing) and "layerdrop", one key for all
+      clips of a step.
+
+    Raises:
+      InputError: an argument is out of its range; when applied, the inputs are no clips.
+    """
+    check_size("num_classes", num_classes, least=2)
+    check_size("projection", projection)
+    if lora is not None:
+        check_layers(lora, config.num_hidden_layers)
+    blueprint = _blueprint(config, lora, padding, frozen, dtype)
+    return HubertClassifier(num_classes, blueprint, projection, head_bias, weighted_layer_sum)
+
+
+def initial_params(model: HubertClassifier, key: Array) -> Params:
+    """The collection "params" alone; nothing else is computed.
+
+    Args:
+      model: of `hubert`.
+      key: of the random numbers.
+    """
+    return _initialise(model, key, "params")
+
+
+def random_frozen(model: HubertClassifier, key: Array) -> PyTree:
+    """The collection "frozen" of a model that nothing was loaded into: of random weights, to try things out.
+
+    Args:
+      model: of `hubert`, frozen.
+      key: of the random numbers.
+    """
+    return _initialise(model, key, "frozen")
+
+
+def encode(
+    config: HubertConfig, frozen: PyTree, waveforms: Waveforms, *, padding: Padding = "exact", dtype: Any = None
+) -> Features:
+    """The convolutions alone, for instance to keep what they give: nothing in them is random or trained.
+
+    Args:
+      config: of the weights.
+      frozen: the collection "frozen".
+      waveforms: clips.
+      padding: as of `hubert`; with "exact" the frames of a clip are those that it has alone, and those after its
+        length have no meaning.
+      dtype: of the computation.
+
+    Raises:
+      InputError: an argument is out of its range, or these are no clips.
+    """
+    blueprint = _blueprint(config, None, padding, True, dtype)
+    if not isinstance(waveforms, Waveforms):
+        raise InputError(f"waveforms: expected Waveforms, got {type(waveforms).__name__}")
+    check_inputs(config, waveforms)
+    extractor: Any = FeatureExtractor(blueprint)
+    return extractor.apply({"frozen": frozen["hubert"]["feature_extractor"]}, waveforms)
+
+
+def _initialise(model: HubertClassifier, key: Array, collection: str) -> PyTree:
+    """A collection of a model; what it does not need is not computed."""
+    least = least_samples(model.blueprint.config)
+    clip = Waveforms(jnp.zeros((1, least)), jnp.full((1,), least))
+    return jax.jit(lambda key: model.init(key, clip, train=False)[collection])(key)
+
+
+def _blueprint(config: HubertConfig, lora: LoraSpec | None, padding: str, frozen: bool, dtype: Any) -> Blueprint:
+    """What all modules of one model share, checked."""
+    if padding not in PADDINGS:
+        raise InputError(f"padding: expected one of {', '.join(PADDINGS)}, got {padding!r}")
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"dtype: expected a floating type, got {dtype!r}")
+    return Blueprint(config, lora, padding, frozen, dtype)

@@ -1,0 +1,119 @@
+"""What the command line does with recordings rather than images: scan them, count a HuBERT, predict."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from imbal_jax.data.audio import FORMATS
+from imbal_jax.data.audio_faults import report_lines, scan
+from imbal_jax.data.clips import load_clips
+from imbal_jax.data.crema_d import lfs_pointers, missing_audio
+from imbal_jax.data.dataset import Split
+from imbal_jax.data.manifest import counts
+from imbal_jax.data.speech import ClipSet, SpeechSource
+from imbal_jax.errors import InputError
+from imbal_jax.models.adapters import count_as_peft
+from imbal_jax.models.hubert_weights import count_stored
+from imbal_jax.training.loop import Best
+from imbal_jax.training.programs import Programs
+from imbal_jax.training.streaming import host_split
+from imbal_jax.types import PyTree
+
+_SHOWN = 10  # missing files named
+
+
+def corpus_report(source: SpeechSource) -> tuple[dict[str, Any], list[str]]:
+    """Class counts by split from the tables alone, the audio that is missing, and every fault of the audio there is.
+
+    Args:
+      source: of a resolved config.
+
+    Returns:
+      A report for JSON, and the faults, one line each. Missing audio is no fault but told apart.
+    """
+    corpus = source.corpus
+    pairs = [
+        (path, corpus.class_names[label])
+        for split in corpus.splits.values()
+        for path, label in zip(split.paths, split.labels, strict=True)
+    ]
+    missing = set(missing_audio(corpus))
+    pointers = set(lfs_pointers(path for path, _ in pairs))
+    held = [(path, label) for path, label in pairs if path not in missing and path not in pointers]
+    by_split = {
+        name: {
+            "examples": len(corpus.splits[name].labels),
+            "class_counts": row,
+            "speakers": None if (speakers := corpus.splits[name].speakers) is None else len(set(speakers)),
+        }
+        for name, row in counts(corpus).items()
+    }
+    report: dict[str, Any] = {
+        "dataset": corpus.name,
+        "class_names": corpus.class_names,
+        "splits": by_split,
+        "notes": corpus.notes,
+        "missing_audio": {"files": len(missing), "first": sorted(map(str, missing))[:_SHOWN]},
+        "git_lfs_pointers": {"files": len(pointers), "first": sorted(map(str, pointers))[:_SHOWN]},
+    }
+    faults: list[str] = []
+    if held:
+        found = scan([path for path, _ in held], [label for _, label in held])
+        faults = [f"{fault.kind}: {fault.path}: {fault.detail}" for fault in found.faults]
+        report["audio"] = [line for line in report_lines(found) if line not in faults]
+    return report, faults
+
+
+def parameter_counts(variables: PyTree) -> dict[str, int]:
+    """The parameters of a model with frozen weights, truly and as peft counts them; of shapes or arrays."""
+    found = count_as_peft(variables["params"], count_stored(variables["frozen"]))
+    return {
+        "num_params": found.total,
+        "num_trainable": found.trainable,
+        "num_params_as_peft_counts": found.as_peft,
+    }
+
+
+def recordings_in(path: pathlib.Path) -> list[pathlib.Path]:
+    """A sound file, or those in a folder, sorted.
+
+    Raises:
+      InputError: there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in FORMATS)
+    if not found:
+        raise InputError(f"--input: expected files of {', '.join(FORMATS)} in {path}, found none")
+    return found
+
+
+def predict_recordings(
+    programs: Programs, source: SpeechSource, best: Best, progress: float, paths: list[pathlib.Path], batch_size: int
+) -> np.ndarray:
+    """Class probabilities of recordings, float32 [files, num_classes].
+
+    Args:
+      programs: of the run, compiled for one seed.
+      source: what is made of recordings.
+      best: the parameters.
+      progress: the moment of training that they are from.
+      paths: sound files.
+      batch_size: most at once.
+
+    Raises:
+      InputError: files are faulty, all of them named.
+    """
+    clips = ClipSet(load_clips(paths, source.options), np.arange(len(paths)), source.num_buckets)
+    split = host_split(Split(clips, np.zeros(len(paths), np.int32)), batch_size, clips.buckets(1))
+    params, model_state = best.variables["params"], best.variables["model_state"]
+    found: np.ndarray | None = None
+    for i, (rows, counted) in enumerate(zip(split.rows, split.counted, strict=True)):
+        inputs, _, _ = split.batch(i)
+        told = np.asarray(jax.device_get(programs.probabilities(params, model_state, np.float32(progress), inputs)))
+        found = np.zeros((len(paths), told.shape[1]), np.float32) if found is None else found
+        found[rows[counted > 0]] = told[counted > 0]
+    assert found is not None
+    return found
