@@ -39,7 +39,7 @@ class Convolution3x3(nn.Module):
             result = _convolve_patches(images, kernel)
         else:
             result = jax.lax.conv_general_dilated(
-                images,
+                _stored(images) if jax.default_backend() == "cpu" else images,
                 kernel,
                 (self.stride, self.stride),
                 ((1, 1), (1, 1)),
@@ -48,6 +48,26 @@ class Convolution3x3(nn.Module):
         if self.use_bias:
             result = result + self.param("bias", nn.initializers.zeros, (self.features,))
         return result
+
+
+@jax.custom_jvp
+def _stored(images: Array) -> Array:
+    """The same images, which XLA's CPU backend is made to compute once instead of again for every use.
+
+    The gradient of the kernel reads the images transposed, and the backend fuses that transposition with whatever
+    computed them. An operation with one operand, as a ReLU, it repeats in every fusion that reads its result, and so
+    in a residual network all blocks back to the first of the stage, with strided reads. A selection, with two
+    operands, is not repeated. (XLA removes an optimization_barrier before it fuses.)
+    For batch 32 the processor time of a gradient of ResNet-32 fell from 361 to 259 ms, that of a product with its
+    Hessian from 740 to 628 ms.
+    """
+    return jnp.where(jnp.isnan(images), jnp.nan, images)
+
+
+@_stored.defjvp
+def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The identity, without the selection's own derivative."""
+    return _stored(*primals), tangents[0]
 
 
 def _patches_are_faster(images: Array) -> bool:
