@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from imbal_jax.analysis.options import SpectrumOptions
 from imbal_jax.curvature.class_samples import Group, class_groups, sample_classes
 from imbal_jax.curvature.lanczos import Operator
-from imbal_jax.curvature.products import Data, make_operator
+from imbal_jax.curvature.products import make_operator
 from imbal_jax.curvature.spectrum import (
     Checks,
     Spectrum,
@@ -35,6 +35,7 @@ from imbal_jax.training.loop import best_in
 from imbal_jax.training.programs import Programs, has_convolutions
 from imbal_jax.training.run import restored_run
 from imbal_jax.training.state import TrainState
+from imbal_jax.training.streaming import resident_split
 from imbal_jax.types import Array, PyTree
 
 Report = Callable[[str, int], None]  # (group, probes done)
@@ -79,33 +80,22 @@ def class_spectra(
         the basis does not fit into memory or memory runs out.
       OperatorError: the products are not finite, or under the protocol "fixed" not those of one symmetric matrix.
     """
-    params = trained.variables["params"]
-    require_finite(params)
-    subset = select_parameters(params, options.parameters)
+    require_finite(trained.variables["params"])
+    subset = select_parameters(trained.variables["params"], options.parameters)
     together = _probes_together(experiment, options)
     require_order(subset, options, together)
     split = split_of(experiment, options.split)
     groups = groups_of(experiment, split, options)
     accuracies = _accuracies(experiment, programs, trained)
-    with _precision(options.precision) as dtype, memory_advice(options.micro_batch):
-        problem = class_problem(
-            experiment,
-            subset,
-            matrix=options.matrix,
-            loss=options.loss,
-            statistics=options.statistics,
-            augmentation=options.augmentation,
-            dtype=dtype,
-        )
-        make = make_operator(problem, driver=options.driver, linearise_below=options.linearise_gib * 2**30)
-        moment = Moment(trained.variables["model_state"], trained.progress)
-        data = Data(jnp.asarray(split.images), jnp.asarray(split.labels))
-        for group in groups:
-            started = time.perf_counter()
-            # One key for all groups: a mixture of classes is made of the same copies and probes as the classes are.
-            key = jax.random.key(options.seed)
-            operator = make(operands_of(params, moment, data, group.batches, jax.random.fold_in(key, 0), dtype))
-            checks = _checked(operator, options, jax.random.fold_in(key, 1))
+    with memory_advice(options.micro_batch):
+        operator_of = _operators(experiment, programs, trained, split, subset, options)
+    keys = _keys(options)
+    for group in groups:
+        started = time.perf_counter()
+        # Entered anew for every group: what the caller does in between has the precision that was there before.
+        with _precision(options), memory_advice(options.micro_batch):
+            operator = operator_of(group)
+            checks = _checked(operator, options, keys.checks)
             found = spectrum(
                 operator,
                 order=options.order,
@@ -114,11 +104,49 @@ def class_spectra(
                 least=options.least,
                 distribution=options.distribution,
                 together=together,
-                key=jax.random.fold_in(key, 2),
+                key=keys.probes,
                 report=lambda done, name=group.name: report(name, done),  # type: ignore[misc]
             )
-            accuracy = accuracies[group.class_index]
-            yield GroupSpectrum(group, accuracy, checks, found, time.perf_counter() - started)
+        yield GroupSpectrum(group, accuracies[group.class_index], checks, found, time.perf_counter() - started)
+
+
+def _operators(
+    experiment: Experiment,
+    programs: Programs,
+    trained: Trained,
+    split: Split,
+    subset: Subset,
+    options: SpectrumOptions,
+) -> Callable[[Group], Operator]:
+    """The function from a group to its operator; all share the data on the device and their programs."""
+    dtype = jnp.float64 if options.precision == "float64" else jnp.float32
+    problem = class_problem(
+        experiment,
+        subset,
+        matrix=options.matrix,
+        loss=options.loss,
+        statistics=options.statistics,
+        augmentation=options.augmentation,
+        dtype=dtype,
+    )
+    make = make_operator(problem, driver=options.driver, linearise_below=options.linearise_gib * 2**30)
+    data, key = resident_split(split), _keys(options).data
+    params, state = jax.tree.map(jnp.asarray, (trained.variables["params"], trained.variables["model_state"]))
+    moment = Moment({**state, **(programs.train_data.constants or {})}, trained.progress)
+    return lambda group: make(operands_of(params, moment, data, group.batches, key, dtype))
+
+
+class _Keys(NamedTuple):
+    """What is random. The same for all groups: a mixture of classes is made of the copies and probes of the classes."""
+
+    data: Array  # copies and dropout
+    checks: Array
+    probes: Array
+
+
+def _keys(options: SpectrumOptions) -> _Keys:
+    """The keys of a seed."""
+    return _Keys(*(jax.random.fold_in(jax.random.key(options.seed), i) for i in range(3)))
 
 
 def require_order(subset: Subset, options: SpectrumOptions, together: bool) -> None:
@@ -191,11 +219,9 @@ def _checked(operator: Operator, options: SpectrumOptions, key: Array) -> Checks
     return checks
 
 
-@contextlib.contextmanager
-def _precision(name: str) -> Iterator[Any]:
-    """The type of the computation, for as long as it is in force."""
-    with jax.enable_x64(True) if name == "float64" else contextlib.nullcontext():
-        yield jnp.float64 if name == "float64" else jnp.float32
+def _precision(options: SpectrumOptions) -> contextlib.AbstractContextManager:
+    """What puts the type of the computation in force."""
+    return jax.enable_x64(True) if options.precision == "float64" else contextlib.nullcontext()
 
 
 def accuracy_split(experiment: Experiment) -> str:

@@ -157,6 +157,10 @@ def _checked(options: SpectrumOptions) -> SpectrumOptions:
     for name in ("copies", "order", "probes", "least", "micro_batch"):
         if getattr(options, name) < 1:
             raise InputError(f"spectrum.{name}: expected a number >= 1, got {getattr(options, name)}")
-    for name in ("examples", "tolerance", "linearise_gib", "seed"):
+    for name in ("examples", "tolerance", "linearise_gib"):
         check_number(f"spectrum.{name}", getattr(options, name), ">= 0")
+    if not 0 <= options.seed < 2**32:  # beyond, keys of single precision repeat
+        raise InputError(f"spectrum.seed: expected a whole number in 0..{2**32 - 1}, got {options.seed}")
+    if len(set(options.classes)) < len(options.classes):
+        raise InputError(f"spectrum.classes: expected different class indices, got {options.classes}")
     return options

@@ -86,7 +86,8 @@ def class_groups(
     if mixed:
         order = _mixed_order(np.concatenate(samples), size, seed)
         samples = [order[labels[order] == index] for index in range(len(class_names))]
-        _wanted_classes(tuple(chosen), np.array([len(each) for each in samples]))
+        needed = np.flatnonzero(counts) if whole else chosen
+        _wanted_classes(tuple(needed), np.array([len(each) for each in samples]))
     else:
         order = np.concatenate(samples)
     shares = counts / counts.sum()
@@ -95,6 +96,8 @@ def class_groups(
     if whole:
         members.append(("all", None, _weights(samples, dict(enumerate(shares)), labels)))
     members += [(class_names[index], index, weights[index]) for index in chosen]
+    if not members:
+        raise InputError("classes: expected at least one class or the whole data set, got neither")
     longest = max(int(np.count_nonzero(each)) for _, _, each in members)
     size = size if mixed else min(size, longest * copies)
     cut = _cut_mixed if mixed else _cut_own

@@ -38,7 +38,7 @@ class MicroBatches(NamedTuple):
 class Data(NamedTuple):
     """Examples on the device, as their source delivers them."""
 
-    images: Array  # [n, ...]
+    images: PyTree  # [n, ...]
     labels: Array  # int32 [n]
 
 
@@ -56,7 +56,7 @@ class Problem(NamedTuple):
     """The functions that a product is made of."""
 
     objective: Callable[[PyTree], Objective]  # of Operands.context
-    prepare: Callable[[Array, Array], Array]  # (keys [size], raw images [size, ...]) -> the model's inputs
+    prepare: Callable[[Array, PyTree], PyTree]  # (keys [size], raw images [size, ...]) -> the model's inputs
     subset: Subset
     matrix: str = "hessian"
     redraw: bool = False  # other random numbers in every product, as the published script
@@ -150,8 +150,7 @@ def make_linear(problem: Problem) -> Callable[[Operands, Array | int, Array | in
 
     def linear(operands: Operands, i: Array | int, draw: Array | int) -> Callable[[Array], Array]:
         objective = problem.objective(operands.context)
-        batch, coefficients = _micro_batch(problem, operands, i, draw)
-        key = jax.random.fold_in(operands.key, i)
+        batch, coefficients, key = _micro_batch(problem, operands, i, draw)
 
         def outputs(vector: Array) -> tuple[Array, Array | None]:
             prediction = objective.predict(problem.subset.insert(operands.params, vector), batch, key)
@@ -200,15 +199,22 @@ def _chain(push: Callable, middle: Callable, pull: Callable, vector: Array) -> A
     return pull(middle(push(vector)))[0]
 
 
-def _micro_batch(problem: Problem, operands: Operands, i: Array | int, draw: Array | int) -> tuple[Batch, Array]:
-    """The i-th micro-batch as the model receives it, and the coefficients of its losses."""
+def _micro_batch(problem: Problem, operands: Operands, i: Array | int, draw: Array | int) -> tuple[Batch, Array, Array]:
+    """The i-th micro-batch as the model receives it, the coefficients of its losses, and the key of its dropout."""
     indices, copies = operands.batches.indices[i], operands.batches.copies[i]
     key = jax.random.fold_in(operands.key, draw if problem.redraw else 0)
     # A key for every example and copy, so that what is random does not depend on how the examples are cut.
     keys = jax.vmap(lambda index, copy: jax.random.fold_in(jax.random.fold_in(key, index), copy))(indices, copies)
     images, labels = operands.data
-    inputs = problem.prepare(keys, images[indices]).astype(problem.dtype)
-    return Batch(inputs, labels[indices]), operands.batches.coefficients[i].astype(problem.dtype)
+    inputs = problem.prepare(keys, jax.tree.map(lambda leaf: leaf[indices], images))
+    batch = Batch(jax.tree.map(lambda leaf: _cast(leaf, problem.dtype), inputs), labels[indices])
+    # By the first example, not by i: the same mixed batch stands at another place among those of another class.
+    return batch, operands.batches.coefficients[i].astype(problem.dtype), jax.random.fold_in(keys[0], 1)
+
+
+def _cast(leaf: Array, dtype: Any) -> Array:
+    """Numbers in the type of the computation; whole ones, such as lengths, as they are."""
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _over_probes(linear: Callable[[Array], Array], vectors: Array) -> Array:

@@ -10,11 +10,11 @@ import numpy as np
 from imbal_jax.curvature.class_samples import class_groups, sample_classes
 from imbal_jax.curvature.lanczos import Operator
 from imbal_jax.curvature.products import Data, MicroBatches, Operands, Problem, check_choice, make_operator
-from imbal_jax.curvature.spectrum import spectrum
+from imbal_jax.curvature.spectrum import memory_advice, require_memory, spectrum
 from imbal_jax.curvature.subsets import Subset, select_parameters
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.objective import make_objective, standardise, zeros_like_inputs
+from imbal_jax.training.objective import make_objective, standardise, step_key_of, zeros_like_inputs
 from imbal_jax.training.streaming import example_of, is_streamed, resident_split
 from imbal_jax.types import Array, Batch, Objective, Params, Prediction, PyTree
 
@@ -66,16 +66,19 @@ def class_problem(
 
     def objective(moment: Moment) -> Objective:
         state, progress = moment
-        made = make_objective(
-            experiment.model, correction, "mean", model_state=state, progress=progress, train=statistics == "batch"
-        )
-        if loss == "corrected":
-            return made
+
+        def bound(key: Array | None = None) -> Objective:
+            noise = None if key is None else step_key_of(key)  # a micro-batch stands for a step
+            made: dict[str, Any] = {"model_state": state, "progress": progress, "train": statistics == "batch"}
+            return make_objective(experiment.model, correction, "mean", **made, step_key=noise)
+
+        def predict(params: Params, batch: Batch, key: Array) -> Prediction:
+            return bound(key).predict(params, batch, key)
 
         def plain(prediction: Prediction, batch: Batch) -> Array:
             return cross_entropy_losses(correction.infer(prediction.logits, progress), batch.labels)
 
-        return Objective(made.predict, plain)
+        return Objective(predict, bound().losses if loss == "corrected" else plain)
 
     def prepare(keys: Array, images: Array) -> Array:
         if augmentation != "none":
@@ -107,6 +110,10 @@ def make_class_extremes(
     Of the run's own loss with running statistics, by a single probe on a fixed sample of each class, see
     `RecordOptions`. The lists under "lambda_max", "lambda_min" and their "*_residual" have an entry for each class,
     None where it has no training example. `constants` are the variables that never change, on the device.
+
+    Raises:
+      InputError: the basis does not fit into memory; by the function, if memory runs out.
+      OperatorError: by the function, if the products are not finite.
     """
     record, data = experiment.record, experiment.data
     names = data.class_names
@@ -118,8 +125,11 @@ def make_class_extremes(
     variables = jax.eval_shape(
         lambda: experiment.model.init(jax.random.key(0), zeros_like_inputs(example, 1), train=False)["params"]
     )
-    resident = resident_split(data.train) if is_streamed(data.train.images) else None
-    make = make_operator(class_problem(experiment, select_parameters(variables)))
+    subset = select_parameters(variables)
+    require_memory(subset.size, min(record.curvature_order, subset.size), 1)
+    with memory_advice(record.curvature_micro_batch):
+        resident = resident_split(data.train) if is_streamed(data.train.images) else None
+    make = make_operator(class_problem(experiment, subset))
 
     def extremes(params: Params, model_state: PyTree, progress: float, train: Any) -> dict[str, list]:
         told: dict[str, list] = {
@@ -129,8 +139,9 @@ def make_class_extremes(
         for index, group in zip(present, groups, strict=True):
             moment = Moment({**model_state, **(constants or {})}, jnp.float32(progress))
             examples = resident or Data(train.images, train.labels)
-            operands = operands_of(params, moment, examples, group.batches, jax.random.key(0))
-            summary = _ends(make(operands), record.curvature_order, record.curvature_tolerance)
+            with memory_advice(record.curvature_micro_batch):
+                operands = operands_of(params, moment, examples, group.batches, jax.random.key(0))
+                summary = _ends(make(operands), record.curvature_order, record.curvature_tolerance)
             for key in told:
                 told[key][index] = summary[key]
         return told

@@ -112,7 +112,8 @@ class Experiment(NamedTuple):
     evaluation: EvaluationOptions
     record: RecordOptions
     seeds: tuple[int, ...]
-    constants: PyTree | None = None  # collections of variables that never change, in host memory
+    constants: PyTree | None = None  # collections of variables that never change
+    num_constants: int = 0  # parameters among them, as the file has them that they come from
 
 
 def check_training_options(options: TrainingOptions, has_validation: bool) -> None:

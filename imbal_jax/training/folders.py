@@ -29,7 +29,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], fingerprint: str) -> bo
     Args:
       workdir: the run folder; created if missing.
       config: the resolved config, nested dicts.
-      fingerprint: of the data.
+      fingerprint: of the data, and of frozen weights where there are any.
 
     Returns:
       Whether the folder held this run already.
@@ -53,7 +53,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], fingerprint: str) -> bo
     seen = marker.read_text().strip() if marker.exists() else "nothing"
     if seen != fingerprint:
         raise CheckpointError(
-            f"workdir: {workdir} holds a run on other data (fingerprint {seen}, now {fingerprint}); use another workdir"
+            f"workdir: {workdir} holds a run on other data or frozen weights (fingerprint {seen}, now {fingerprint}); use"
+            " another workdir"
         )
     return True
 

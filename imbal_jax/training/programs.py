@@ -121,12 +121,15 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     train_data = DeviceData(None, np.zeros(0, np.int32), constants)  # batches come from the host
     if not streamed:
         train_data = jax.device_put(DeviceData(data.train.images, data.train.labels, constants), everywhere)
-    load = batch_loader(data.train, buckets) if streamed else None
+    of_batches = NamedSharding(mesh, PartitionSpec("batch"))
+    load = batch_loader(data.train, buckets, of_batches) if streamed else None
 
     def place_split(split: Split) -> PlacedSplit:
-        return host_split(split, size, buckets) if streamed else _place_split(split, size, mesh)
+        if streamed:
+            return host_split(split, size, buckets, sharding=of_batches, multiple_of=mesh.size)
+        return _place_split(split, size, mesh)
 
-    drive = make_stream_driver(step, data.train, buckets) if streamed else None
+    drive = None if load is None else make_stream_driver(step, load)
     extremes = make_class_extremes(experiment, constants) if experiment.record.curvature_every else None
     initial = jax.jit(over_seeds(first_state, (0,)), out_shardings=everywhere)
     make_keys = jax.jit(over_seeds(keys_of, (0,)), out_shardings=everywhere)

@@ -1,5 +1,6 @@
 """A whole run: seeds together or one after the other, the test set once, the summary."""
 
+import hashlib
 import json
 import pathlib
 import time
@@ -44,7 +45,7 @@ def train(
       CheckpointError: the folder cannot be used, see `claim`, or a checkpoint cannot be written or read.
       NonFiniteLossError, Interrupted: see `fit`.
     """
-    claim(workdir, config, experiment.data.fingerprint)
+    claim(workdir, config, _fingerprint(experiment))
     started, machine = time.perf_counter(), describe_machine()
     pending = tuple(seed for seed in experiment.seeds if _result(workdir, seed) is None)
     if pending:
@@ -62,6 +63,17 @@ def train(
     return _summary(experiment, workdir)
 
 
+def _fingerprint(experiment: Experiment) -> str:
+    """A short hash of the data, and of the variables that no checkpoint holds because they never change."""
+    constants = jax.tree.leaves(experiment.constants)
+    if not constants:
+        return experiment.data.fingerprint
+    digest = hashlib.blake2b(experiment.data.fingerprint.encode(), digest_size=16)
+    for leaf in constants:
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
 def _test(
     experiment: Experiment, programs: Programs, seeds: tuple[int, ...], fitted: list[Fitted], workdir: pathlib.Path
 ) -> None:
@@ -71,7 +83,7 @@ def _test(
     for seed, one, tested in zip(seeds, fitted, metrics, strict=True):
         params = one.best.variables["params"]
         result = {
-            "num_params": count_parameters(params),
+            "num_params": count_parameters(params) + experiment.num_constants,
             "num_trainable": count_parameters(params),
             "class_counts": experiment.data.counts.counts,
             **tested,

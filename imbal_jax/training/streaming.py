@@ -6,74 +6,100 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from imbal_jax.curvature.products import Data
 from imbal_jax.data.clips import Prefetcher
 from imbal_jax.data.dataset import Split
+from imbal_jax.data.features import FeatureSet
 from imbal_jax.data.speech import ClipSet
 from imbal_jax.training.step import DeviceData, Driver, Step, compiler_options
 from imbal_jax.types import Array, Params, PyTree
+
+_UNDER_WAY = 4  # batches that the device may have before it; each takes up memory there
 
 
 class HostSplit(NamedTuple):
     """A split that stays on the host, in batches of similar lengths."""
 
     split: Split
-    rows: np.ndarray  # int64 [batches, batch]; the last batch is filled up with its first row
+    rows: np.ndarray  # int64 [batches, batch]; the last batch is filled up with the shortest clip
     counted: np.ndarray  # float32 [batches, batch], 0 for what fills it up
     buckets: tuple[int, ...]
+    sharding: Sharding | None = None  # of batches; None leaves them on the host
 
-    def batch(self, i: int) -> tuple[PyTree, np.ndarray, np.ndarray]:
+    def batch(self, i: int) -> tuple[PyTree, Any, Any]:
         """Inputs, labels and what counts of a batch."""
         rows = self.rows[i]
-        return self.split.images.batch(rows, self.buckets), self.split.labels[rows], self.counted[i]
+        made = (self.split.images.batch(rows, self.buckets), self.split.labels[rows], self.counted[i])
+        return made if self.sharding is None else jax.device_put(made, self.sharding)
 
 
-def host_split(split: Split, batch_size: int, buckets: tuple[int, ...]) -> HostSplit:
+def host_split(
+    split: Split,
+    batch_size: int,
+    buckets: tuple[int, ...],
+    *,
+    sharding: Sharding | None = None,
+    multiple_of: int = 1,
+) -> HostSplit:
     """Sorts a split by length and cuts it into batches of one size.
 
     Args:
       split: of clips.
       batch_size: most clips in a batch.
       buckets: lengths to pad to.
+      sharding: of batches among devices; None leaves them on the host.
+      multiple_of: the batch is rounded up to a multiple of it, for sharing out.
     """
     order = np.argsort(split.images.lengths, kind="stable")
-    size = min(batch_size, len(order))
+    size = -(-min(batch_size, len(order)) // multiple_of) * multiple_of
     batches = -(-len(order) // size)
     rows = np.full(batches * size, order[0])
     rows[: len(order)] = order
     counted = (np.arange(batches * size) < len(order)).astype(np.float32)
-    return HostSplit(split, rows.reshape(batches, size), counted.reshape(batches, size), buckets)
+    return HostSplit(split, rows.reshape(batches, size), counted.reshape(batches, size), buckets, sharding)
 
 
-def make_stream_driver(step: Step, split: Split, buckets: tuple[int, ...]) -> Driver:
+def make_stream_driver(step: Step, load: Callable[[np.ndarray], tuple[PyTree, Any]]) -> Driver:
     """A driver whose batches are made on the host by a thread that is ahead of the device.
 
     A batch is padded to the smallest bucket that holds it; every bucket compiles once.
 
     Args:
       step: the pure step.
-      split: the training set.
-      buckets: lengths to pad to.
+      load: of `batch_loader`.
     """
     compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
-    load = batch_loader(split, buckets)
 
     def drive(state: Any, data: DeviceData, indices: Any, key: Array, first: int, count: int) -> tuple[Any, list]:
-        metrics = []
+        metrics: list = []
         with Prefetcher(np.asarray(indices)[first : first + count], load) as batches:
             for inputs, labels in batches:
                 now = DeviceData(inputs, labels, data.constants)
                 state, told = compiled(state, now, jnp.arange(len(labels)), key)
                 metrics.append(told)
+                _keep_few_under_way(metrics)
         return state, metrics
 
     return drive
 
 
-def batch_loader(split: Split, buckets: tuple[int, ...]) -> Callable[[np.ndarray], tuple[PyTree, np.ndarray]]:
-    """The function from indices [batch] to inputs and labels, in host memory."""
-    return lambda row: (split.images.batch(row, buckets), split.labels[row])
+def batch_loader(
+    split: Split, buckets: tuple[int, ...], sharding: Sharding
+) -> Callable[[np.ndarray], tuple[PyTree, Any]]:
+    """The function from indices [batch] to inputs and labels on the devices.
+
+    Args:
+      split: to take them from.
+      buckets: lengths to pad to.
+      sharding: of batches among devices.
+    """
+
+    def load(row: np.ndarray) -> tuple[PyTree, Any]:
+        return jax.device_put((split.images.batch(row, buckets), split.labels[row]), sharding)
+
+    return load
 
 
 def make_stream_evaluate(batch_function: Callable[..., Any]) -> Callable[..., list[Any]]:
@@ -85,9 +111,19 @@ def make_stream_evaluate(batch_function: Callable[..., Any]) -> Callable[..., li
     compiled = jax.jit(batch_function)
 
     def evaluate(params: Params, model_state: PyTree, progress: Any, split: HostSplit) -> list[Any]:
-        return [compiled(params, model_state, progress, *batch) for batch in _batches(split)]
+        results: list = []
+        for batch in _batches(split):
+            results.append(compiled(params, model_state, progress, *batch))
+            _keep_few_under_way(results)
+        return results
 
     return evaluate
+
+
+def _keep_few_under_way(results: list) -> None:
+    """Waits until all but the last few results are there: what waits for the device holds its batch in memory."""
+    if len(results) > _UNDER_WAY:
+        jax.block_until_ready(results[-1 - _UNDER_WAY])
 
 
 def _batches(split: HostSplit) -> Iterator[Any]:
@@ -98,7 +134,7 @@ def _batches(split: HostSplit) -> Iterator[Any]:
 
 def is_streamed(images: Any) -> bool:
     """Whether a split's examples stay on the host."""
-    return isinstance(images, ClipSet)
+    return isinstance(images, ClipSet | FeatureSet)
 
 
 def example_of(images: Any) -> Any:
