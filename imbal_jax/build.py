@@ -10,13 +10,25 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from imbal_jax.analysis.options import SpectrumOptions
-from imbal_jax.builders import CONSTANTS, CORRECTIONS, DIRECTIONS, NAMED, Builders, nested_builders, options_of
+from imbal_jax.builders import (
+    CONSTANTS,
+    CORRECTIONS,
+    DIRECTIONS,
+    ENCODERS,
+    NAMED,
+    SPEECH_MODELS,
+    Builders,
+    nested_builders,
+    options_of,
+)
 from imbal_jax.data.dataset import Dataset
+from imbal_jax.data.features import with_features
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
 from imbal_jax.data.speech import SpeechSource
 from imbal_jax.errors import InputError
+from imbal_jax.models.hubert_weights import count_stored
 from imbal_jax.training.experiment import (
     EvaluationOptions,
     Experiment,
@@ -50,7 +62,7 @@ def seeds_of(config: ConfigDict) -> tuple[int, ...]:
 def _construct(section: ConfigDict, builders: Builders, *provided: Any) -> Any:
     """Calls the builder of a section with what the run provides and its options."""
     builder = builders[section.name]
-    options = {key: value for key, value in section.items() if key != "name"}
+    options = _options(section)
     for key, parameter in options_of(builder).items():
         nested = nested_builders(parameter.annotation)
         if nested is not None and options[key] is not None:
@@ -65,9 +77,25 @@ def build_source(config: ConfigDict) -> Dataset | SpeechSource:
 
 
 def build_dataset(config: ConfigDict) -> Dataset:
-    """Reads the source that a resolved config names; faults in it are not raised here, but for unusable recordings."""
+    """Reads the source that a resolved config names; faults in it are not raised here, but for unusable recordings.
+
+    Raises:
+      InputError: recordings meet a model or an augmentation of images, or images a model of recordings.
+    """
     source = build_source(config)
+    _check_modality(config, isinstance(source, SpeechSource))
     return source.load() if isinstance(source, SpeechSource) else source
+
+
+def _check_modality(config: ConfigDict, recordings: bool) -> None:
+    """Refuses a model and an augmentation that are not for what the source has."""
+    has, takes = ("recordings", "images") if recordings else ("images", "recordings")
+    if (config.model.name in SPEECH_MODELS) != recordings:
+        raise InputError(
+            f"model.name: {config.model.name!r} is for {takes}, but data.name={config.data.name!r} has {has}"
+        )
+    if recordings and config.augmentation.name != "none":
+        raise InputError(f"augmentation.name: expected 'none' for recordings, got {config.augmentation.name!r}")
 
 
 def build_validation(config: ConfigDict) -> ValidationSplit:
@@ -93,8 +121,21 @@ def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
 def build_constants(config: ConfigDict, model: nn.Module) -> dict[str, Any] | None:
     """The variables of a model that never change, such as pretrained weights; None where it has none."""
     maker = CONSTANTS.get(config.model.name)
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    return None if maker is None else maker(model, **options)
+    return None if maker is None else maker(model, **_options(config.model))
+
+
+def _with_cached_features(
+    config: ConfigDict, model: nn.Module, constants: dict[str, Any] | None, data: TrainingData
+) -> TrainingData:
+    """The data with what a frozen encoder makes of clips in their place, if the model's section asks for it."""
+    maker = ENCODERS.get(config.model.name)
+    encoder = None if maker is None else maker(model, constants, **_options(config.model))
+    return data if encoder is None else with_features(data, encoder)
+
+
+def _options(section: ConfigDict) -> dict[str, Any]:
+    """What a section says beside its name."""
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def build_experiment(config: ConfigDict) -> Experiment:
@@ -127,6 +168,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
     constants = build_constants(config, model)
+    data = _with_cached_features(config, model, constants, data)
     reduction: Any = training.reduction
     example = example_of(data.train.images)
     structure = make_structure(model, correction, reduction, example, training.batch_size, constants)
@@ -145,6 +187,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         record=record,
         seeds=seeds,
         constants=constants,
+        num_constants=0 if constants is None else count_stored(constants["frozen"]),
     )
 
 

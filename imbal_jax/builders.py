@@ -15,7 +15,7 @@ from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import cnn, hubert_builder, mlp, resnet, vgg
+from imbal_jax.models import cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -77,6 +77,7 @@ NAMED: Mapping[str, Builders] = {
         "vgg11_bn": vgg.vgg11_bn,
         "resnet32": resnet.resnet32,
         "hubert": hubert_builder.hubert,
+        "speech_cnn": speech_cnn.speech_cnn,
     },
     "correction": CORRECTIONS,
     "direction": DIRECTIONS,
@@ -92,6 +93,10 @@ NAMED: Mapping[str, Builders] = {
 }
 # (model, the section's options) -> the collections of variables of a model that never change.
 CONSTANTS: Builders = {"hubert": hubert_builder.frozen_weights}
+# (model, these collections, the section's options) -> what makes the features that are kept in the place of clips.
+ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
+# Models of recordings; the others are of images.
+SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.

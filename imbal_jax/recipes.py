@@ -43,6 +43,16 @@ SMALL_NETWORKS: dict[str, tuple[dict[str, Any], float, float]] = {
     "ekfac": ({"name": "ekfac", "damping": 0.001}, 0.05, 0.0),
 }
 DIRECTED_METHODS = tuple(f"{direction}_{variant}" for direction in DIRECTIONS for variant in _VARIANTS)
+# The directions of the thesis's speech runs. It gives no damping: these are the builders' defaults.
+_SPEECH_DIRECTIONS = {
+    "ief": {"name": "improved_empirical_fisher", "damping": 1e-3},
+    "gdn": {"name": "gdn", "damping": 100.0},
+}
+# The rows of thesis Tables B.6 and B.7.
+SPEECH_METHODS = (
+    *("baseline", "sampler", "focal", "alpha_focal", "inverse_frequency", "class_balanced", "ldam", "ldam_drw"),
+    *("influence_balanced", *(f"{direction}_{variant}" for direction in _SPEECH_DIRECTIONS for variant in _VARIANTS)),
+)
 
 
 class Method(NamedTuple):
@@ -71,6 +81,54 @@ def parse_method(name: str) -> Method:
     return Method(direction, rest, "uniform")
 
 
+def parse_speech_method(name: str) -> Method:
+    """Reads the name of a method of the thesis's speech runs: one of SPEECH_METHODS, or another of their kind.
+
+    These are all corrections, "sampler" (the plain gradient with the thesis's sampler), and the directions iEF and GDN.
+
+    Raises:
+      InputError: there is no such method, or the thesis has no settings of its direction for speech.
+    """
+    if name == "sampler":
+        return Method("gradient", *_VARIANTS["sampler"])
+    if name.partition("_")[0] in set(DIRECTIONS) - set(_SPEECH_DIRECTIONS):
+        raise InputError(
+            f"method: the thesis has no settings of {name!r} for speech (valid: {', '.join(SPEECH_METHODS)})"
+        )
+    return parse_method(name)
+
+
+def speech_steps(method: Method, learning_rate: float, *, switch_factor: float = 1.0) -> dict[str, Any]:
+    """The config sections that say how the thesis's speech runs step (4.1.4).
+
+    AdamW with a linear schedule for the plain gradient; iEF and GDN as they are, without momentum, decay or schedule.
+    The thesis does not say what noise training had: here it is that of Hugging Face's training mode for the plain
+    gradient, and none for directions, which are made of the gradients of single examples.
+
+    Args:
+      method: from `parse_speech_method`.
+      learning_rate: at the start.
+      switch_factor: of the learning rate once deferred weights begin, under a direction.
+
+    Returns:
+      The sections "direction", "step_rule" and "schedule", and the model's "noise".
+    """
+    if method.direction == "gradient":
+        return {
+            "direction": {"name": "gradient"},
+            "step_rule": {"name": "adamw", "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1},
+            "schedule": {"name": "linear", "learning_rate": learning_rate},
+            "noise": "hf_train",
+        }
+    steady = {"name": "constant", "learning_rate": learning_rate}
+    return {
+        "direction": dict(_SPEECH_DIRECTIONS[method.direction]),
+        "step_rule": {"name": "sgd"},
+        "schedule": steady if switch_factor == 1 else schedule(method, learning_rate, factor=switch_factor),
+        "noise": "deterministic",
+    }
+
+
 def schedule(method: Method, learning_rate: float, *, at: float = 0.5, factor: float = 0.5) -> dict[str, Any]:
     """The config section of a learning rate that is constant but for directions under deferred weights.
 
@@ -81,7 +139,9 @@ def schedule(method: Method, learning_rate: float, *, at: float = 0.5, factor: f
     return {"name": "constant", "learning_rate": learning_rate}
 
 
-def correction(method: str, *, at: float = 0.5, deferred_weight: dict[str, Any] | None = None) -> dict[str, Any]:
+def correction(
+    method: str, *, at: float = 0.5, deferred_weight: dict[str, Any] | None = None, cosines: bool = True
+) -> dict[str, Any]:
     """The config section of a correction.
 
     Args:
@@ -89,11 +149,13 @@ def correction(method: str, *, at: float = 0.5, deferred_weight: dict[str, Any] 
       at: the fraction of training at which deferred corrections start: the thesis's 0.5, or 0.8 as in the published
         LDAM-DRW.
       deferred_weight: the section of the weights that are deferred; inverse frequency, as in the thesis, by default.
+      cosines: whether logits are cosines. Otherwise LDAM's margins are in logits as they are, as the thesis writes it,
+        3.4, rather than in cosines times 30.
 
     Raises:
       InputError: there is no such method; the nearest are named.
     """
-    ldam = {"name": "ldam", "max_margin": 0.5}
+    ldam = {"name": "ldam", "max_margin": 0.5, "scale": 30.0 if cosines else 1.0}
     reweighting = {"name": "deferred", "at": at, "after": deferred_weight or {"name": "inverse_frequency"}}
     influence = {"name": "influence_balanced", "alpha": 1000.0}
     sections = {

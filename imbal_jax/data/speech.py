@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from imbal_jax.data.clips import ClipOptions, Clips, batch_of, bucket_lengths, load_clips
+from imbal_jax.data.clips import ClipOptions, Clips, batch_of, bucket_lengths, check_options, load_clips
 from imbal_jax.data.crema_d import crema_d as crema_d_corpus
 from imbal_jax.data.dataset import Dataset, Split
 from imbal_jax.data.manifest import Corpus, read_manifest
@@ -70,10 +70,12 @@ class ClipSet:
         return _one_clip(longest)
 
     def digest(self) -> bytes:
-        """A hash of lengths, means and scales of the clips: another recording has others."""
+        """A hash of the clips: their lengths, normalisation and every sample."""
         found = hashlib.blake2b(digest_size=16)
         for array in (self.lengths, self.clips.offsets[self.rows], self.clips.scales[self.rows]):
             found.update(np.ascontiguousarray(array).data)
+        for row in self.rows:  # of the whole corpus there may be too many to join
+            found.update(self.clips.samples[self.clips.starts[row] : self.clips.starts[row + 1]].data)
         return found.digest()
 
 
@@ -93,9 +95,13 @@ class SpeechSource(NamedTuple):
         """Decodes every recording.
 
         Raises:
-          InputError: recordings are missing or faulty, all of them named.
+          InputError: there is no recording to train on or none to test on; or recordings are missing or faulty: all are
+            counted and the first twenty named.
         """
         splits = self.corpus.splits
+        for name in ("train", "test"):
+            if name not in splits:
+                raise InputError(f"data: expected recordings of {name} in {self.corpus.name}, got only {list(splits)}")
         paths = [path for split in splits.values() for path in split.paths]
         clips = load_clips(paths, self.options, cache=self.cache or None)
         loaded, first = {}, 0
@@ -215,4 +221,5 @@ def _source(corpus: Corpus, max_seconds: float, normalisation: str, buckets: int
     if buckets < 1:
         raise InputError(f"data.buckets: expected a number >= 1, got {buckets}")
     options = ClipOptions(max_seconds=max_seconds, normalisation=normalisation, short="pad")
+    check_options(options)
     return SpeechSource(corpus, options, buckets, cache)

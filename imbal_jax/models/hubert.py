@@ -13,10 +13,10 @@ from imbal_jax.models.hubert_layers import (
     PADDINGS,
     Blueprint,
     FeatureExtractor,
+    FeatureProjection,
     Features,
     HubertConfig,
     Padding,
-    Waveforms,
     check_inputs,
     frame_mask,
     least_samples,
@@ -25,7 +25,7 @@ from imbal_jax.models.hubert_layers import (
 )
 from imbal_jax.models.initialisers import bias_uniform, fan_in_uniform
 from imbal_jax.models.lora import LoraSpec, check_layers
-from imbal_jax.types import Array, Params, PyTree
+from imbal_jax.types import Array, Params, PyTree, Waveforms
 
 
 class HiddenStates(NamedTuple):
@@ -34,21 +34,6 @@ class HiddenStates(NamedTuple):
     layers: tuple[Array, ...]  # [batch, frames, hidden_size] the input of the first layer, and every layer's output
     last: Array  # the last of them, normalised where the layers normalise first
     mask: Array | None  # [batch, frames] which frames belong to the clips; None for all
-
-
-class FeatureProjection(nn.Module):
-    """From the convolutions' channels to the transformer's."""
-
-    blueprint: Blueprint
-
-    @nn.compact
-    def __call__(self, frames: Array, train: bool) -> Array:
-        """Maps [batch, frames, channels] to [batch, frames, hidden_size]."""
-        config = self.blueprint.config
-        if config.feat_proj_layer_norm:
-            frames = self.blueprint.layer_norm("layer_norm")(frames)
-        hidden = self.blueprint.dense(config.hidden_size, "projection")(frames)
-        return nn.Dropout(config.feat_proj_dropout, deterministic=not train)(hidden)
 
 
 class PositionalConvolution(nn.Module):

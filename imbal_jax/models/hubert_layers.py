@@ -380,7 +380,8 @@ def span_mask(key: Array, lengths: Array, frames: int, *, share: float, span: in
     count = jnp.minimum(jnp.minimum(jnp.maximum(count, least), lengths // span), starts)
     possible = frame_mask(starts, frames)
     drawn = jnp.where(possible, jax.random.uniform(order, possible.shape), jnp.inf)
-    begins = (drawn.argsort(axis=1).argsort(axis=1) < count[:, None]) & possible
+    # The indices of the possible places come first, as a random permutation of them.
+    begins = (drawn.argsort(axis=1) < count[:, None]) & possible
     begun = jnp.cumsum(begins, axis=1)
     ended = jnp.pad(begun, ((0, 0), (span, 0)))[:, :frames]
     return begun > ended

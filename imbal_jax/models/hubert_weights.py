@@ -48,12 +48,13 @@ def read_hubert_config(path: str | pathlib.Path) -> HubertConfig:
     left alone.
 
     Args:
-      path: of the file.
+      path: of the file, or of the folder it is in.
 
     Raises:
       InputError: it is missing or damaged, or describes another kind of model or one that is not implemented.
     """
     path = pathlib.Path(path).expanduser()
+    path = path / _CONFIG if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -131,7 +132,10 @@ def export_hubert(config: HubertConfig, frozen: PyTree, folder: str | pathlib.Pa
         if (folder / name).exists():
             raise InputError(f"folder: expected one without {name}, got {folder}")
     layout = _layout(config)
-    leaves = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path({"hubert": frozen["hubert"]})[0]}
+    leaves = {
+        _path(keys): leaf
+        for keys, leaf in jax.tree_util.tree_flatten_with_path({"hubert": frozen.get("hubert", {})})[0]
+    }
     check_names("frozen", map("/".join, leaves), {"/".join(entry.path) for entry in layout.values()})
     tensors = {}
     for name, entry in layout.items():

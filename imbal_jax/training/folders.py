@@ -53,8 +53,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], fingerprint: str) -> bo
     seen = marker.read_text().strip() if marker.exists() else "nothing"
     if seen != fingerprint:
         raise CheckpointError(
-            f"workdir: {workdir} holds a run on other data or frozen weights (fingerprint {seen}, now {fingerprint}); use"
-            " another workdir"
+            f"workdir: {workdir} holds a run on other data or frozen weights (fingerprint {seen}, now {fingerprint});"
+            " use another workdir"
         )
     return True
 
