@@ -13,14 +13,17 @@ from imbal_jax.training.experiment import Experiment
 
 
 def spectrum_header(experiment: Experiment, trained: Trained, options: SpectrumOptions) -> dict[str, Any]:
-    """What the spectra are of, beside the run: every option, the parameters, the classes and who has no example."""
+    """What the spectra are of, beside the run: every option, the parameters, the classes and who has no example.
+
+    The option `seed` stands under "spectrum_seed", apart from that of the run.
+    """
     subset = select_parameters(trained.variables["params"], options.parameters)
     split = split_of(experiment, options.split)
     names, labels = experiment.data.class_names, np.asarray(split.labels)
     present = np.bincount(labels, minlength=len(names)) > 0
     reason = f"no example in the {options.split} split"
     return {
-        **options._asdict(),
+        **{"spectrum_seed" if name == "seed" else name: value for name, value in options._asdict().items()},
         "normalisation": "mean over the examples of a group; class weights are not re-normalised",
         "num_parameters": subset.size,
         "accuracy_split": accuracy_split(experiment),

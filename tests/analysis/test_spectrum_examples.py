@@ -113,7 +113,7 @@ def test_copies_are_drawn_once(flags, exact):
     np.testing.assert_allclose(SHARES @ traces, found["all"].spectrum.traces, rtol=1e-12)
 
 
-@pytest.mark.parametrize("driver", ["calls", "compiled"])
+@pytest.mark.parametrize("driver", ["calls", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_redrawn_examples_have_no_matrix_and_the_published_protocol_goes_on(flags, driver):
     def noise(key, images):
         return images + jax.random.normal(key, images.shape, images.dtype)
