@@ -92,10 +92,11 @@ def parse_speech_method(name: str) -> Method:
     if name == "sampler":
         return Method("gradient", *_VARIANTS["sampler"])
     if name.partition("_")[0] in set(DIRECTIONS) - set(_SPEECH_DIRECTIONS):
-        raise InputError(
-            f"method: the thesis has no settings of {name!r} for speech (valid: {', '.join(SPEECH_METHODS)})"
-        )
-    return parse_method(name)
+        raise InputError(f"method: no settings of {name!r} for speech (valid: {', '.join(SPEECH_METHODS)})")
+    try:
+        return parse_method(name)
+    except InputError as error:
+        raise InputError(f"method: {not_found(name, dict.fromkeys((*SPEECH_METHODS, *METHODS)))}") from error
 
 
 def speech_steps(method: Method, learning_rate: float, *, switch_factor: float = 1.0) -> dict[str, Any]:
