@@ -315,9 +315,9 @@ def two_losses(method, table, overrides):
     [
         ("hubert", "ldam_drw", {"profile.name": "long_tail", "profile.ratio": "5"}, [5, 2, 1]),
         ("hubert", "ief_sampler", {"correction.name": "logit_adjustment"}, [5, 12, 7]),
-        ("hubert", "gdn_drw", {"sampler.name": "effective_number"}, [5, 12, 7]),
+        ("hubert", "gdn", {"sampler.name": "effective_number"}, [5, 12, 7]),
         ("speech_cnn", "focal", {"profile.name": "dirichlet", "profile.total": "14", "profile.min_count": "1"}, None),
-        ("speech_cnn", "influence_balanced", {"sampler.name": "class_balanced"}, [5, 12, 7]),
+        ("speech_cnn", "vector_scaling", {"sampler.name": "class_balanced"}, [5, 12, 7]),
         ("speech_cnn", "ief_drw", {"profile.name": "step", "profile.ratio": "2"}, None),
         pytest.param("hubert", "ef_irw", {}, [5, 12, 7], marks=pytest.mark.slow),
         pytest.param("hubert", "ekfac_drw", {}, [5, 12, 7], marks=pytest.mark.slow),

@@ -13,7 +13,7 @@ import numpy as np
 from imbal_jax.analysis.options import SpectrumOptions
 from imbal_jax.curvature.class_samples import Group, class_groups, sample_classes
 from imbal_jax.curvature.lanczos import Operator
-from imbal_jax.curvature.products import make_operator
+from imbal_jax.curvature.products import Data, make_operator
 from imbal_jax.curvature.spectrum import (
     Checks,
     Spectrum,
@@ -29,13 +29,12 @@ from imbal_jax.data.dataset import Split
 from imbal_jax.errors import InputError
 from imbal_jax.evaluation.evaluate import read_sums
 from imbal_jax.evaluation.metrics import metrics_from_confusion
-from imbal_jax.training.class_curvature import Moment, class_problem, operands_of
+from imbal_jax.training.class_curvature import Moment, class_problem, operands_of, resident_examples
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.loop import best_in
 from imbal_jax.training.programs import Programs, has_convolutions
 from imbal_jax.training.run import restored_run
 from imbal_jax.training.state import TrainState
-from imbal_jax.training.streaming import resident_split
 from imbal_jax.types import Array, PyTree
 
 Report = Callable[[str, int], None]  # (group, probes done)
@@ -88,13 +87,14 @@ def class_spectra(
     groups = groups_of(experiment, split, options)
     accuracies = _accuracies(experiment, programs, trained)
     with memory_advice(options.micro_batch):
-        operator_of = _operators(experiment, programs, trained, split, subset, options)
+        data, placed = resident_examples(split, groups)
+        operator_of = _operators(experiment, programs, trained, data, subset, options)
     keys = _keys(options)
-    for group in groups:
+    for group, resident in zip(groups, placed, strict=True):
         started = time.perf_counter()
         # Entered anew for every group: what the caller does in between has the precision that was there before.
         with _precision(options), memory_advice(options.micro_batch):
-            operator = operator_of(group)
+            operator = operator_of(resident)
             checks = _checked(operator, options, keys.checks)
             found = spectrum(
                 operator,
@@ -114,7 +114,7 @@ def _operators(
     experiment: Experiment,
     programs: Programs,
     trained: Trained,
-    split: Split,
+    data: Data,
     subset: Subset,
     options: SpectrumOptions,
 ) -> Callable[[Group], Operator]:
@@ -130,7 +130,7 @@ def _operators(
         dtype=dtype,
     )
     make = make_operator(problem, driver=options.driver, linearise_below=options.linearise_gib * 2**30)
-    data, key = resident_split(split), _keys(options).data
+    key = _keys(options).data
     params, state = jax.tree.map(jnp.asarray, (trained.variables["params"], trained.variables["model_state"]))
     moment = Moment({**state, **(programs.train_data.constants or {})}, trained.progress)
     return lambda group: make(operands_of(params, moment, data, group.batches, key, dtype))

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imbal_jax.curvature.class_samples import class_groups, sample_classes
+from imbal_jax.curvature.class_samples import Group, class_groups, sample_classes
 from imbal_jax.curvature.lanczos import Operator
 from imbal_jax.curvature.products import Data, MicroBatches, Operands, Problem, check_choice, make_operator
 from imbal_jax.curvature.spectrum import memory_advice, require_memory, spectrum
 from imbal_jax.curvature.subsets import Subset, select_parameters
+from imbal_jax.data.dataset import Split
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.objective import make_objective, standardise, step_key_of, zeros_like_inputs
@@ -102,6 +103,22 @@ def operands_of(
     )
 
 
+def resident_examples(split: Split, groups: list[Group]) -> tuple[Data, list[Group]]:
+    """A split on the device, and groups of its examples that index it there.
+
+    Of examples that come from the host, which may be more than the device can hold, only those that a group looks at.
+    """
+    if not is_streamed(split.images):
+        return resident_split(split), groups
+    rows = np.unique(np.concatenate([np.ravel(group.batches.indices) for group in groups]))
+
+    def moved(group: Group) -> Group:
+        indices = np.searchsorted(rows, group.batches.indices).astype(np.int32)
+        return group._replace(batches=group.batches._replace(indices=indices))
+
+    return resident_split(Split(split.images[rows], split.labels[rows])), [moved(group) for group in groups]
+
+
 def make_class_extremes(
     experiment: Experiment, constants: PyTree | None = None
 ) -> Callable[[Params, PyTree, float, Any], dict[str, list]]:
@@ -127,8 +144,10 @@ def make_class_extremes(
     )
     subset = select_parameters(variables)
     require_memory(subset.size, min(record.curvature_order, subset.size), 1)
-    with memory_advice(record.curvature_micro_batch):
-        resident = resident_split(data.train) if is_streamed(data.train.images) else None
+    resident: Data | None = None  # images lie on the device already
+    if is_streamed(data.train.images):
+        with memory_advice(record.curvature_micro_batch):
+            resident, groups = resident_examples(data.train, groups)
     make = make_operator(class_problem(experiment, subset))
 
     def extremes(params: Params, model_state: PyTree, progress: float, train: Any) -> dict[str, list]:

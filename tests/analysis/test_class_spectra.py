@@ -8,6 +8,8 @@ from flax import linen as nn
 
 from imbal_jax.curvature.spectrum import OperatorError
 from imbal_jax.models.heads import classify
+from imbal_jax.training import class_curvature
+from imbal_jax.training.streaming import resident_split
 from tests.analysis.toy_runs import (
     CLASSES,
     COUNTS,
@@ -20,6 +22,8 @@ from tests.analysis.toy_runs import (
     assert_spectra,
     class_matrices,
     cross_entropy,
+    examples_of,
+    linear,
     listening_setup,
     make_setup,
     network,
@@ -263,10 +267,26 @@ def test_noise_of_a_step_is_that_of_a_micro_batch(flags):
 
 
 def test_clips_and_frozen_variables(flags):
-    setup, forward = listening_setup(flags)
-    matrices = with_whole(class_matrices(setup.params, cross_entropy, forward=forward))
+    setup, features = listening_setup(flags)
+    matrices = with_whole(class_matrices(setup.params, cross_entropy, forward=linear(features)))
     found = setup.spectra(order=9)
     assert_spectra(found, matrices)
-    logits = np.asarray(forward(setup.params, None))[:9]
+    logits = np.asarray(linear(features)(setup.params, None))[:9]
     assert found["0"].accuracy == pytest.approx(np.mean(logits.argmax(axis=1) == 0))  # of the test split
     assert_spectra(setup.spectra(order=9, statistics="batch", micro_batch=15), matrices)
+
+
+def test_of_clips_only_those_looked_at_are_brought_to_the_device(flags, monkeypatch):
+    setup, features = listening_setup(flags)
+    brought = []
+
+    def spy(split):
+        brought.append(len(split.labels))
+        return resident_split(split)
+
+    monkeypatch.setattr(class_curvature, "resident_split", spy)
+    found = setup.spectra(order=9, examples=2)
+    rows = np.concatenate([examples_of(found[name].group) for name in "012"])
+    assert brought == [len({0, *rows})]  # the first example fills up what is empty
+    forward = linear(features[rows])
+    assert_spectra(found, with_whole(class_matrices(setup.params, cross_entropy, IMAGES[rows], LABELS[rows], forward)))

@@ -20,6 +20,7 @@ from tests.analysis.toy_runs import (
     assert_spectra,
     class_matrices,
     cross_entropy,
+    examples_of,
     make_setup,
     with_whole,
     write_data,
@@ -73,11 +74,6 @@ def test_a_sample_of_examples_is_fixed_and_stands_for_its_class(plain):
     np.testing.assert_array_equal(examples_of(again), chosen[1])
     others = [groups(plain, examples=3, classes=(0,), whole=False, seed=seed)[0] for seed in (1, 2)]
     assert not all(np.array_equal(examples_of(other), chosen[0]) for other in others)
-
-
-def examples_of(group):
-    """The indices of the examples that count."""
-    return np.unique(group.batches.indices[group.batches.coefficients > 0])
 
 
 def groups(setup, **changes):
@@ -247,7 +243,7 @@ def test_a_basis_beyond_the_memory_is_refused_before_anything_is_computed(plain,
     ],
     ids=["host", "device", "cuda"],
 )
-@pytest.mark.parametrize("where", ["resident_split", "operands_of", "spectrum"])
+@pytest.mark.parametrize("where", ["resident_examples", "operands_of", "spectrum"])
 def test_exhausted_memory_becomes_advice(plain, monkeypatch, error, where):
     def exhausted(*args, **options):
         raise error

@@ -162,7 +162,7 @@ class Listener(nn.Module):
 
 
 def listening_setup(flags):
-    """A run of `Listener` on clips of several lengths, and its forward pass written out."""
+    """A run of `Listener` on clips of several lengths, and its features written out."""
     rng = np.random.default_rng(2)
     lengths = 400 * rng.integers(1, 9, size=len(LABELS))
     samples = rng.normal(size=lengths.sum()).astype(np.float32)
@@ -174,8 +174,14 @@ def listening_setup(flags):
     frozen = {"frozen": {"factors": np.array([2.0, 0.5], np.float32)}}
     pieces = [samples[start:end].astype(np.float64) + 1 for start, end in itertools.pairwise(starts)]
     features = np.array([[2 * piece.mean(), 0.5 * np.mean(piece**2)] for piece in pieces])
+    return make_setup(flags, model=Listener(), constants=frozen, data=data), features
 
-    def forward(params, images):
-        return features @ params["classifier"]["kernel"] + params["classifier"]["bias"]
 
-    return make_setup(flags, model=Listener(), constants=frozen, data=data), forward
+def linear(features):
+    """The forward pass of a last layer on given features."""
+    return lambda params, images: features @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+
+
+def examples_of(group):
+    """The indices of the examples that count."""
+    return np.unique(group.batches.indices[group.batches.coefficients > 0])

@@ -24,6 +24,7 @@ from tests.analysis.toy_runs import (
     WEIGHTS,
     class_matrices,
     cross_entropy,
+    linear,
     listening_setup,
     make_setup,
     resolved,
@@ -203,11 +204,18 @@ def test_a_fixed_sample_of_each_class(flags):
     setup = make_setup(flags, *EXACT, "--config.record.curvature_examples=3", "--config.record.curvature_micro_batch=2")
     told = extremes_of(setup)
     assert told == extremes_of(setup)
-    rng = [np.random.default_rng([0, index]) for index in range(3)]
-    chosen = [np.flatnonzero(index == LABELS) for index in range(3)]
-    chosen = [one if len(one) <= 3 else rng[i].choice(one, 3, replace=False) for i, one in enumerate(chosen)]
-    rows = np.concatenate(chosen)
+    rows = sample_of(3)
     assert_extremes(told, class_matrices(setup.params, cross_entropy, IMAGES[rows], LABELS[rows]))
+
+
+def sample_of(size):
+    """The examples looked at: a draw for each class from a generator of its own."""
+    rows = []
+    for index in range(3):
+        members = np.flatnonzero(index == LABELS)
+        rng = np.random.default_rng([0, index])
+        rows.append(members if len(members) <= size else rng.choice(members, size, replace=False))
+    return np.concatenate(rows)
 
 
 def test_the_steps_stop_when_both_ends_have_converged(flags):
@@ -223,9 +231,12 @@ def test_the_steps_stop_when_both_ends_have_converged(flags):
 
 
 def test_clips_and_frozen_variables(flags):
-    setup, forward = listening_setup([*flags, *EXACT, "--config.correction.name=cross_entropy"])
+    sample = ["--config.record.curvature_examples=3", "--config.correction.name=cross_entropy"]
+    setup, features = listening_setup([*flags, *EXACT, *sample])
     told = extremes_of(setup)
-    for index, matrix in enumerate(class_matrices(setup.params, cross_entropy, forward=forward).values()):
+    rows = sample_of(3)
+    matrices = class_matrices(setup.params, cross_entropy, IMAGES[rows], LABELS[rows], linear(features[rows]))
+    for index, matrix in enumerate(matrices.values()):
         values = np.linalg.eigvalsh(matrix)
         for end, value in zip(ENDS, (values[-1], values[0]), strict=True):
             assert told[end][index] == pytest.approx(value, abs=1e-5 * values[-1])
