@@ -86,7 +86,7 @@ def test_probes_that_stop_early_are_padded():
 
 
 def test_ritz_values_do_not_leave_the_spectrum():
-    for order in (1, 2, 5):
+    for order in (1, 5):
         result = found(order=order, probes=3)
         assert result.steps.tolist() == [order] * 3
         assert -2 - 1e-5 <= result.lambda_min <= result.lambda_max <= 10 + 1e-5
