@@ -324,6 +324,7 @@ def test_an_exhausted_space_has_converged(name, host):
     eigenvalues = SPECTRA[name]
     found = run(with_eigenvalues(eigenvalues).astype(np.float32), SIZE, tolerance=1e-3, host=host)
     assert found.steps == len(np.unique(eigenvalues))
+    assert found.off_diagonal[0, found.steps - 1] == 0  # so that the weights of what follows are zero
     scale = np.max(np.abs(eigenvalues)) or 1.0
     ends = ritz(found)[0].values[[0, -1]]
     np.testing.assert_allclose(ends, [eigenvalues.min(), eigenvalues.max()], rtol=0, atol=1e-5 * scale)
