@@ -35,12 +35,13 @@ from imbal_jax.training.experiment import (
     RecordOptions,
     TrainingOptions,
     check_evaluation_options,
+    check_keeping,
     check_record_options,
     check_training_options,
 )
 from imbal_jax.training.objective import make_structure
 from imbal_jax.training.schedules import Horizon
-from imbal_jax.training.streaming import example_of
+from imbal_jax.training.streaming import example_of, is_streamed
 from imbal_jax.types import Correction, Prediction
 
 
@@ -164,6 +165,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     check_record_options(record, horizon)
     schedule = _construct(config.schedule, NAMED["schedule"], horizon)
     correction = _construct(config.correction, CORRECTIONS, data.counts)
+    check_keeping(correction.keeping, training.epochs, is_streamed(data.train.images))
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))

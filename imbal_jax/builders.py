@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, weights
+from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
@@ -34,6 +34,9 @@ CORRECTIONS: Builders = {
     "logit_adjustment": margins.logit_adjustment,
     "vector_scaling": margins.vector_scaling,
     "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "minority_weight": weights.minority_weight,
+    "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
+    "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }

@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
     model_state: PyTree  # running statistics
     opt_state: PyTree
     direction_state: PyTree
+    example_weights: PyTree = ()  # float32 [n], of the training examples; empty unless the correction remembers them
 
 
 def keys_of(seed: Array | int) -> Keys:
@@ -42,6 +43,7 @@ def initial_state(
     input_shape: Any,
     seed: Array | int,
     constants: PyTree | None = None,
+    remembered_examples: int = 0,
 ) -> TrainState:
     """A fresh state.
 
@@ -52,11 +54,13 @@ def initial_state(
       input_shape: of one example, see `imbal_jax.training.objective.inputs_like`.
       seed: of the run.
       constants: collections of variables that never change and are no part of the state.
+      remembered_examples: training examples, where the correction has a factor for each; they begin at 1.
     """
     variables = model.init(keys_of(seed).init, zeros_like_inputs(input_shape, 1), train=False)
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
-    return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
+    weights = jnp.ones(remembered_examples) if remembered_examples else ()
+    return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params), weights)
 
 
 def split_seeds(tree: PyTree, num_seeds: int) -> list[PyTree]:
