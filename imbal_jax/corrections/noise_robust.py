@@ -73,6 +73,9 @@ def generalized_cross_entropy(
     those with p_y <= k, lose nothing and have no gradient: v [(1 - p_y^q) / q - (1 - k^q) / q] with v = 1 for the
     others and 0 for these. Except for a constant this is the truncated loss; below it no loss is positive.
 
+    An untrained model is sure of nothing, and pruning leaves it nothing to learn from: "epochs" begins late, and with
+    "batch" put it in `deferred(after=..., before=generalized_cross_entropy(q=q), at=...)`.
+
     Args:
       q: in (0, 1]; 0.7 in the paper, 0.1 to 0.7 with ABSGD.
       truncation: k, in [0, 1); 0 for no pruning. 0.5 in the paper.

@@ -1,5 +1,6 @@
 """The training loop: epochs of un-awaited steps, records, the best parameters, checkpoints."""
 
+import logging
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from imbal_jax.training.experiment import SELECTION, Experiment
 from imbal_jax.training.folders import seed_folder
 from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.programs import PlacedSplit, Programs
-from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds
+from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds, stored_form
 from imbal_jax.training.step import StepMetrics, read_metrics
 from imbal_jax.training.step_effects import by_class
 from imbal_jax.types import Array, PyTree
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[tuple[int, ...], dict[int, dict[str, Any]]], None]  # (seeds, record by seed)
 
@@ -64,7 +67,7 @@ class _Group:
         """A fresh state, or that of the newest checkpoint."""
         fresh = self.programs.initial(self.seeds)
         hosts = self.split(to_host(fresh))
-        restored = restore_newest(self.checkpoints, hosts[0], _variables(hosts[0]))
+        restored = restore_newest(self.checkpoints, stored_form(hosts[0]), _variables(hosts[0]))
         for checkpoints in self.checkpoints:
             checkpoints.discard_after(-1 if restored is None else restored[0].step)
         if restored is None:
@@ -89,7 +92,7 @@ class _Group:
             return
         for i, (checkpoints, host, best) in enumerate(zip(self.checkpoints, hosts, self.best, strict=True)):
             notes = {"best_step": best.step, "best_value": best.value, "partial": self.partial[..., i].tolist()}
-            checkpoints.save(step, host, best.variables, notes)
+            checkpoints.save(step, stored_form(host), best.variables, notes)
         self.saved_step = step
 
     def close(self) -> None:
@@ -166,6 +169,9 @@ def _choose_examples(group: _Group, training_split: PlacedSplit | None, progress
     moment = join_seeds([np.float32(progress)] * len(group.seeds))
     factors = programs.example_factors(best["params"], best["model_state"], moment, training_split)
     weights = jnp.concatenate(factors, axis=-1)[..., : len(group.experiment.data.train.labels)]
+    for seed, any_kept in zip(group.seeds, group.split(jax.device_get(jnp.any(weights > 0, -1))), strict=True):
+        if not any_kept:
+            _log.warning("seed %d: no training example is kept, so nothing is learned; let it start later", seed)
     group.state = group.state._replace(example_weights=programs.place(weights))
 
 

@@ -22,7 +22,7 @@ from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
 from imbal_jax.training.loop import Best, Fitted, best_in, fit, split_metrics
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
-from imbal_jax.training.state import count_parameters, join_seeds, split_seeds
+from imbal_jax.training.state import count_parameters, join_seeds, split_seeds, stored_form
 
 
 def train(
@@ -146,7 +146,7 @@ def restored_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Restor
     checkpoints = Checkpoints(folder, read_only=True)
     state = jax.eval_shape(programs.initial, (seed,))
     best = {"params": state.params, "model_state": state.model_state}
-    restored = restore_newest([checkpoints], state, best)
+    restored = restore_newest([checkpoints], stored_form(state), best)
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"workdir: no complete checkpoint of seed {seed} in {folder}; train first")

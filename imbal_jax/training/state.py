@@ -31,6 +31,21 @@ class TrainState(NamedTuple):
     example_weights: PyTree = ()  # float32 [n], of the training examples; empty unless the correction remembers them
 
 
+class _Forgetful(NamedTuple):
+    """A state without example weights: the fields of checkpoints where there are none, also of earlier versions."""
+
+    step: Array
+    params: Params
+    model_state: PyTree
+    opt_state: PyTree
+    direction_state: PyTree
+
+
+def stored_form(state: TrainState) -> PyTree:
+    """What a checkpoint holds of a state; `TrainState(*stored)` is the state again."""
+    return _Forgetful(*state[:-1]) if isinstance(state.example_weights, tuple) else state
+
+
 def keys_of(seed: Array | int) -> Keys:
     """The keys of a seed; works under vmap."""
     return Keys(*jax.random.split(jax.random.key(seed), 3))
