@@ -23,6 +23,7 @@ from imbal_jax.builders import (
 )
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.features import with_features
+from imbal_jax.data.label_noise import LabelNoise
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
@@ -109,6 +110,11 @@ def build_profile(config: ConfigDict) -> Profile:
     return _construct(config.profile, NAMED["profile"])
 
 
+def build_label_noise(config: ConfigDict) -> LabelNoise:
+    """The label noise of a resolved config."""
+    return _construct(config.label_noise, NAMED["label_noise"])
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of a resolved config."""
     return _construct(config.model, NAMED["model"], num_classes)
@@ -155,7 +161,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
         build_profile(config),
     )
     check_evaluation_options(evaluation)
-    data = training_data(build_dataset(config), validation, profile, training.empty_classes)  # type: ignore[arg-type]
+    empty_classes: Any = training.empty_classes
+    data = training_data(build_dataset(config), validation, profile, empty_classes, build_label_noise(config))
     check_training_options(training, data.validation is not None)
     provided = (data.train.labels, data.counts, training.batch_size)
     sampler = _construct(config.sampler, NAMED["sampler"], *provided)

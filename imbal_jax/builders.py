@@ -12,7 +12,7 @@ from typing import Any
 
 from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
-from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
+from imbal_jax.data import arrays, augmentation, digits, label_noise, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
 from imbal_jax.models import cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
@@ -67,6 +67,11 @@ NAMED: Mapping[str, Builders] = {
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
     },
+    "label_noise": {
+        "none": label_noise.none,
+        "symmetric": label_noise.symmetric,
+        "asymmetric": label_noise.asymmetric,
+    },
     "sampler": {
         "uniform": samplers.uniform,
         "class_balanced": samplers.class_balanced,
@@ -101,7 +106,7 @@ ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"label_noise": {"name": "none"}, "spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,
