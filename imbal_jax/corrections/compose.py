@@ -38,7 +38,7 @@ def chain(*corrections: Correction) -> Correction:
             logits = correction.infer(logits, progress)
         return logits
 
-    return Correction(correct, infer, _keeping_of_chain(corrections))
+    return Correction(correct, infer, keeping=_keeping_of_chain(corrections))
 
 
 def _keeping_of_chain(corrections: tuple[Correction, ...]) -> Keeping | None:
@@ -118,7 +118,7 @@ def deferred(*, after: Correction, at: float = 0.5, before: Correction | None = 
     def infer(logits: Array, progress) -> Array:
         return jnp.where(switched(progress), after.infer(logits, progress), earlier.infer(logits, progress))
 
-    return Correction(correct, infer, _keeping_once(switched, after.keeping))
+    return Correction(correct, infer, keeping=_keeping_once(switched, after.keeping))
 
 
 def _with_added(corrected: Corrected) -> Corrected:

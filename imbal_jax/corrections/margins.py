@@ -50,26 +50,26 @@ def ldam(counts, *, max_margin: float = 0.5, scale: float = 30.0) -> Correction:
     return Correction(correct, lambda logits, progress: scale * logits)
 
 
-def vector_scaling_logits(
-    logits: Array, counts: ClassCounts, multiplicative: Array | float, additive: Array | float
-) -> Array:
-    """The logits z_c (n_c / n_max)^multiplicative + additive * log pi_c of the VS loss (Kini et al. 2021, Eq. 2).
+def _affine(multiplier: np.ndarray, shift: np.ndarray, present: np.ndarray) -> Correction:
+    """Cross-entropy of multiplier_c z_c + shift_c in training; inference sees the raw logits.
 
-    The strengths may be traced, as where they are drawn for every batch. Masked classes leave the softmax unless
-    `additive` is 0.
-
-    Args:
-      logits: [batch, num_classes].
-      counts: of the training set.
-      multiplicative: exponent, >= 0 (gamma of the published code).
-      additive: strength, >= 0 (its tau).
+    Examples of masked classes, which a validation set can have, weigh nothing: their loss would be infinite.
     """
-    occupied = np.where(counts.present, counts.counts, counts.counts.max()).astype(np.float64)
-    log_ratio = jnp.asarray(np.log(occupied / occupied.max()), logits.dtype)
-    log_prior = jnp.asarray(np.log(occupied / counts.total), logits.dtype)
-    multiplier = jnp.exp(multiplicative * log_ratio).astype(logits.dtype)
-    shift = jnp.where(counts.present, additive * log_prior, jnp.where(jnp.asarray(additive) == 0, 0.0, _LOG_ZERO))
-    return multiplier * logits + shift.astype(logits.dtype)
+
+    def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
+        del progress
+        logits = prediction.logits
+        adjusted = jnp.asarray(multiplier, logits.dtype) * logits + jnp.asarray(shift, logits.dtype)
+        weights = jnp.asarray(present, logits.dtype)[labels]
+        return Corrected(adjusted, weights, jnp.ones_like(weights))
+
+    return Correction(correct, keep_logits)
+
+
+def _log_prior(counts: ClassCounts, strength: float) -> np.ndarray:
+    """strength * log pi_c, float64 [num_classes]; masked classes leave the softmax unless strength is 0."""
+    occupied = np.where(counts.present, counts.priors, 1.0)
+    return np.where(counts.present, strength * np.log(occupied), _LOG_ZERO if strength else 0.0)
 
 
 def logit_adjustment(counts, *, tau: float = 1.0) -> Correction:
@@ -114,14 +114,8 @@ def vector_scaling(counts, *, multiplicative: float = 0.3, additive: float = 1.0
       InputError: a class is empty or a strength is negative.
     """
     counts = class_counts(counts)
-    check_number("multiplicative", multiplicative, ">= 0")
-    check_number("additive", additive, ">= 0")
-
-    def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
-        del progress
-        logits = vector_scaling_logits(prediction.logits, counts, multiplicative, additive)
-        # Examples of masked classes, which a validation set can have, weigh nothing: their loss would be infinite.
-        weights = jnp.asarray(counts.present, logits.dtype)[labels]
-        return Corrected(logits, weights, jnp.ones_like(weights))
-
-    return Correction(correct, keep_logits)
+    exponent = check_number("multiplicative", multiplicative, ">= 0")
+    occupied = np.where(counts.present, counts.counts, counts.counts.max()).astype(np.float64)
+    multiplier = (occupied / occupied.max()) ** exponent
+    shift = _log_prior(counts, check_number("additive", additive, ">= 0"))
+    return _affine(multiplier, shift, counts.present)

@@ -20,19 +20,15 @@ def probability_of_error(logits: Array, labels: Array) -> Array:
     return -jnp.expm1(-cross_entropy_losses(logits, labels))
 
 
-def _safe_power(base: Array, exponent: Array | float) -> Array:
-    """base^exponent for base >= 0 with a finite gradient at 0, where it is taken as 0 unless the exponent is.
+def _safe_power(base: Array, exponent: float) -> Array:
+    """base^exponent for base >= 0 with a finite gradient at 0, where it is taken as 0.
 
     For exponent < 1 the derivative at 0 is infinite and times a zero loss gives NaN.
     """
+    if exponent == 0:
+        return jnp.ones_like(base)
     positive = base > np.finfo(np.float32).tiny
-    at_zero = jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0)
-    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, at_zero).astype(base.dtype)
-
-
-def focal_factor(logits: Array, labels: Array, gamma: Array | float) -> Array:
-    """(1 - p_y)^gamma of each example, [batch]; gamma >= 0 may be traced."""
-    return _safe_power(probability_of_error(logits, labels), gamma)
+    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, 0.0)
 
 
 def focal(*, gamma: float = 1.0) -> Correction:
@@ -51,7 +47,7 @@ def focal(*, gamma: float = 1.0) -> Correction:
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
-        factor = focal_factor(prediction.logits, labels, gamma)
+        factor = _safe_power(probability_of_error(prediction.logits, labels), gamma)
         return Corrected(prediction.logits, jnp.ones_like(factor), factor)
 
     return Correction(correct, keep_logits)

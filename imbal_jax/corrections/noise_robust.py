@@ -117,4 +117,4 @@ def generalized_cross_entropy(
         return (losses < threshold).astype(losses.dtype)
 
     keeping = Keeping(keep, start, every) if truncation and refresh == "epochs" else None
-    return Correction(correct, keep_logits, keeping)
+    return Correction(correct, keep_logits, keeping=keeping)

@@ -121,22 +121,8 @@ def class_balanced(counts, *, beta: float = 0.999, normalization: str = "mean_on
     )
 
 
-def minority_weights(counts: ClassCounts, weight: Array | float) -> Array | np.ndarray:
-    """`weight` for the rarer of two classes and 1 - weight for the other, [2]; the weight may be traced.
-
-    Of equally frequent classes the second is taken as the rarer, as in binary problems whose class 1 is positive.
-
-    Raises:
-      InputError: there are not two classes.
-    """
-    if counts.num_classes != 2:
-        raise InputError(f"minority_weight: expected two classes, got {counts.num_classes}")
-    is_minority = np.eye(2)[0 if counts.counts[0] < counts.counts[1] else 1]
-    return is_minority * weight + (1 - is_minority) * (1 - weight)
-
-
 def minority_weight(counts, *, weight: float = 0.5) -> Correction:
-    """Weighs the rarer of two classes by `weight` and the other by 1 - weight.
+    """Weighs the rarer of two classes by `weight` and the other by 1 - weight; of equal ones the second is the rarer.
 
     The alpha of alpha-balanced focal loss (Lin et al. 2018), with `focal` as the modulation of a composition, and the
     Omega of the published binary VS loss (Kini et al. 2021), with `vector_scaling` as its margin. At 0.5 the loss is
@@ -150,4 +136,8 @@ def minority_weight(counts, *, weight: float = 0.5) -> Correction:
       InputError: the weight is outside [0, 1], a class is empty, or there are not two classes.
     """
     check_number("weight", weight, "in [0, 1]")
-    return weighted(np.asarray(minority_weights(class_counts(counts), weight), np.float64))
+    counts = class_counts(counts)
+    if counts.num_classes != 2:
+        raise InputError(f"minority_weight: expected two classes, got {counts.num_classes}")
+    first, second = counts.counts
+    return weighted(np.array([weight, 1 - weight] if first < second else [1 - weight, weight]))
