@@ -15,7 +15,7 @@ from imbal_jax.corrections import compose, margins, modulations, noise_robust, w
 from imbal_jax.data import arrays, augmentation, digits, label_noise, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.models import basic_resnet, cnn, cnn8, hubert_builder, mlp, resnet, speech_cnn, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -83,7 +83,10 @@ NAMED: Mapping[str, Builders] = {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,
         "vgg11_bn": vgg.vgg11_bn,
+        "cnn8": cnn8.cnn8,
+        "resnet18": basic_resnet.resnet18,
         "resnet32": resnet.resnet32,
+        "resnet34": basic_resnet.resnet34,
         "hubert": hubert_builder.hubert,
         "speech_cnn": speech_cnn.speech_cnn,
     },
