@@ -1,22 +1,22 @@
 """ABSGD's Table 6: CIFAR-10 and CIFAR-100 with wrong labels, 120 epochs.
 
-  python -m imbal_jax.main --config=configs/absgd_noise.py:cifar10_sym20_absgd_sce --workdir=runs/cifar10_sym20_absgd_sce
-  python -m imbal_jax.main --config=configs/absgd_noise.py:cifar100_asym40_sgd_tce --workdir=runs/cifar100_asym40_sgd_tce
+  python -m imbal_jax.main --config=configs/absgd_noise.py:cifar10_sym20_absgd_sce --workdir=runs/cifar10_sym20
+  python -m imbal_jax.main --config=configs/absgd_noise.py:cifar100_asym40_sgd_tce --workdir=runs/cifar100_asym40
   python -m imbal_jax.main --config=configs/absgd_noise.py:cifar10_sym20_sgd_tce --workdir=runs/pruned \
     --config.correction.truncation=0.5 --config.correction.refresh=epochs
 
 A row is DATASET_NOISE_METHOD: cifar10 (the 8-layer CNN of SCE's paper) or cifar100 (ResNet-18 for symmetric, ResNet-34
-for asymmetric noise); sym20, sym40, asym20 or asym40, by the share of wrong labels; and sgd_ce, sgd_tce, sgd_sce, eg_sce
-or absgd_sce. Results also tell the accuracy on the training set by the given and by the clean labels.
+for asymmetric noise); sym20, sym40, asym20 or asym40, by the share of wrong labels; and sgd_ce, sgd_tce, sgd_sce,
+eg_sce or absgd_sce. Results also tell the accuracy on the training set by the given and by the clean labels.
 
-From the paper: 120 epochs of batch 128, the learning rate times 0.1 at epochs 40 and 80. It searches the rate in 1e-3 to
-1e-1, the decay in 1e-4 to 5e-3, q in 0.1, 0.5, 0.7, SCE's weights in 0.1 to 5, gamma in 0.1, 0.5, 0.9 and lambda in
+From the paper: 120 epochs of batch 128, the learning rate times 0.1 at epochs 40 and 80. It searches the rate in 1e-3
+to 1e-1, the decay in 1e-4 to 5e-3, q in 0.1, 0.5, 0.7, SCE's weights in 0.1 to 5, gamma in 0.1, 0.5, 0.9 and lambda in
 -0.1 to -3, and does not tell what it chose. Here rate 0.01, decay 5e-4, momentum 0.9 and clipping at norm 5 are SCE's
 published training, q = 0.7 the default of its authors, alpha = 0.1 and beta = 1 SCE's for CIFAR-10, 5 and 0.1 those of
 the search nearest to its 6 and 0.1 for CIFAR-100, gamma = 0.5, lambda = -1, and the weights of ABSGD and EG begin at
 epoch 80 as in ABSGD's published code. As published there is no validation set; the last parameters are tested. On
 CIFAR-10 the published asymmetric noise is --config.label_noise.order=sequential. The data are prepared as for
-configs/cifar10_vgg11.py; CIFAR-100's archive likewise. For a GPU.
+configs/cifar10_vgg11.py, CIFAR-100's archive likewise. For a GPU.
 
 Test accuracy in % as published, CIFAR-10 then CIFAR-100, each sym20, sym40, asym20, asym40:
   sgd_ce     88.59  85.75  86.62  80.81   68.21  56.29  61.93   0.45 (as printed)
