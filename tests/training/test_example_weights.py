@@ -95,6 +95,7 @@ TINY = [
     "--config.schedule.learning_rate=0.3",
     "--config.step_rule.momentum=0.0",
     "--config.label_noise.name=symmetric",
+    "--config.profile.name=natural",
     "--config.record.figures=false",
     "--config.record.tensorboard=false",
 ]
@@ -134,41 +135,52 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def restored(workdir, seed, step):
-    """The state and the best variables of a checkpoint."""
-    experiment, _ = experiment_of()
+def restored(experiment, workdir, seed, epoch):
+    """The state and the best variables of the checkpoint after an epoch."""
     state = jax.eval_shape(compile_programs(experiment, stacked=False).initial, (seed,))
     best = {"params": state.params, "model_state": state.model_state}
     checkpoints = Checkpoints(workdir / f"seed_{seed}" / "checkpoints", read_only=True)
-    found = checkpoints.restore(step, stored_form(state), best)
-    return experiment, TrainState(*found.state), found.best
+    found = checkpoints.restore(epoch * experiment.horizon.steps_per_epoch, stored_form(state), best)
+    return TrainState(*found.state), found.best
 
 
-def test_the_best_parameters_choose_the_examples(alone):
-    """After four epochs, by those of the first four, and still so after the fifth."""
-    steps = experiment_of()[0].horizon.steps_per_epoch
-    experiment, before, best = restored(alone, 1, 4 * steps)
-    _, after, _ = restored(alone, 1, 5 * steps)
+def chosen_by(experiment, params):
+    """Which training examples have a probability above 0.3 of their own label."""
     split = experiment.data.train
     inputs = standardise(split.images, experiment.data.mean, experiment.data.std)
-    logits, _ = experiment.model.apply({"params": best["params"]}, inputs, train=False)
+    logits, _ = experiment.model.apply({"params": params}, inputs, train=False)
     exponentials = np.exp(np.asarray(logits, np.float64))
     of_truth = exponentials[np.arange(len(logits)), split.labels] / exponentials.sum(axis=1)
     assert np.abs(of_truth - 0.3).min() > 1e-6
-    np.testing.assert_array_equal(after.example_weights, of_truth > 0.3)
+    return of_truth > 0.3
+
+
+def test_examples_are_chosen_anew_and_noise_is_left_out(alone):
+    """After two epochs, and again after four."""
+    experiment, _ = experiment_of()
+    (before, best), (after, _) = (restored(experiment, alone, 1, epoch) for epoch in (4, 5))
+    np.testing.assert_array_equal(after.example_weights, chosen_by(experiment, best["params"]))
     assert (np.asarray(before.example_weights) != after.example_weights).any()
-    assert 0.3 < np.mean(after.example_weights) < 0.95
-    # Noise is what is left out.
-    wrong = split.labels != experiment.data.clean_labels
-    assert np.mean(after.example_weights[wrong]) < 0.3 < 0.6 < np.mean(after.example_weights[~wrong])
+    wrong = experiment.data.train.labels != experiment.data.clean_labels
+    assert np.mean(after.example_weights[wrong]) < 0.2
+    assert np.mean(after.example_weights[~wrong]) > 0.8
+
+
+def test_the_best_parameters_choose_and_not_the_last(tmp_path):
+    extra = ["--config.profile.name=dirichlet", "--config.profile.alpha=0.5", "--config.profile.total=500"]
+    experiment, config = experiment_of("--config.seeds=1", "--config.profile.min_count=4", *extra)
+    train(experiment, config, tmp_path)
+    (before, best), (after, _) = (restored(experiment, tmp_path, 1, epoch) for epoch in (4, 5))
+    by_best, by_last = chosen_by(experiment, best["params"]), chosen_by(experiment, before.params)
+    assert (by_best != by_last).any()  # here pruning has not made the parameters better
+    np.testing.assert_array_equal(after.example_weights, by_best)
 
 
 def test_the_share_that_is_kept_is_recorded(alone):
     kept = [record["train/kept"] for record in ending(alone, 1)[0]]
     assert kept[:START] == [1.0] * START
     assert kept[2] == kept[3] < 1
-    steps = experiment_of()[0].horizon.steps_per_epoch
-    assert kept[4] == pytest.approx(np.mean(restored(alone, 1, 5 * steps)[1].example_weights))
+    assert kept[4] == pytest.approx(np.mean(restored(experiment_of()[0], alone, 1, EPOCHS)[0].example_weights))
 
 
 def test_pruning_changes_the_run_from_its_start_on(alone, tmp_path):
@@ -178,7 +190,7 @@ def test_pruning_changes_the_run_from_its_start_on(alone, tmp_path):
     assert early[START]["train/loss"] != late[START]["train/loss"]
 
 
-@pytest.mark.parametrize("looks", [5, 7])  # in the third epoch, which begins with a choice, and in the fourth
+@pytest.mark.parametrize("looks", [18, 27])  # in the third epoch, which begins with a choice, and in the fourth
 def test_an_interrupted_run_continues_exactly(alone, tmp_path, looks):
     with pytest.raises(Interrupted):
         train(*experiment_of("--config.seeds=1"), tmp_path, StopAfter(looks))
