@@ -9,9 +9,9 @@ import numpy as np
 from imbal_jax.data.audio import FORMATS
 from imbal_jax.data.audio_faults import report_lines, scan
 from imbal_jax.data.clips import load_clips
+from imbal_jax.data.corpora import counts
 from imbal_jax.data.crema_d import lfs_pointers, missing_audio
 from imbal_jax.data.dataset import Split
-from imbal_jax.data.manifest import counts
 from imbal_jax.data.speech import ClipSet, SpeechSource
 from imbal_jax.errors import InputError
 from imbal_jax.models.adapters import count_as_peft, write_adapter

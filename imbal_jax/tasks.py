@@ -16,9 +16,9 @@ from imbal_jax.analysis.spectrum_files import spectrum_header, write_spectra
 from imbal_jax.analysis.spectrum_tables import draw_spectra, read_spectrum, table
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
+from imbal_jax.data.corpora import counts
 from imbal_jax.data.dataset import Dataset, faults
 from imbal_jax.data.known import known_dataset
-from imbal_jax.data.manifest import counts
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
 from imbal_jax.data.speech import SpeechSource
