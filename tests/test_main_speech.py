@@ -87,6 +87,10 @@ def result_of(workdir):
     return json.loads((workdir / "seed_0" / "result.json").read_text())
 
 
+def experiment_config(workdir):
+    return json.loads((workdir / "config.json").read_text())
+
+
 def one_line_error(capsys):
     """The one line on standard error that begins with "error:"."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -183,12 +187,14 @@ def test_predict_refuses_what_is_no_recording(trained, tmp_path, capsys, what):
 def test_export_writes_the_best_parameters_as_an_adapter(trained, options, tmp_path, capsys):
     folder = tmp_path / "adapter"
     assert guarded(run, ["--task=export", f"--workdir={trained}", f"--output={folder}"]) == 0
-    experiment = build_experiment(resolve(ConfigDict(json.loads((trained / "config.json").read_text()))))
+    experiment = build_experiment(resolve(ConfigDict(experiment_config(trained))))
     params, spec = read_adapter(folder, experiment.model.blueprint.config)
     assert spec == experiment.model.blueprint.lora
     best = best_of_run(compile_programs(experiment, stacked=False), trained, 0).variables["params"]
     chex.assert_trees_all_equal(params, jax.tree.map(jnp.asarray, best))
     assert float(jnp.abs(params["hubert"]["encoder"]["layers_0"]["attention"]["q_proj"]["lora_B"]["kernel"]).max()) > 0
+    again = build_experiment(resolve(ConfigDict(experiment_config(trained)), {"model.adapter": str(folder)}))
+    chex.assert_trees_all_equal(compile_programs(again, stacked=False).initial((0,)).params, params)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     arguments = ["--task=export", f"--workdir={trained}", f"--output={tmp_path}/model"]
