@@ -85,7 +85,7 @@ def low_pass(
         return LowPassState(jnp.int32(0), wrapped.init(params))
 
     def propose(objective: Objective, params: Params, batch: Batch, state: LowPassState, key: Array) -> Proposal:
-        factor = std * (1 + increase * (0.5 - 0.5 * jnp.cos(jnp.pi * (state.step / total))))
+        factor = std * (1 + increase * (0.5 - 0.5 * jnp.cos(jnp.pi * (state.step / total)))) if increase else std
         proposals: list[Proposal] = []
         current, inner_state = objective, state.inner
         for number, part in enumerate(_parts(batch, micro_batches)):

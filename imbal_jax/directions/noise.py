@@ -31,8 +31,9 @@ def standard_normal(key: Array, like: Params) -> Params:
 def _normal(key: Array, like: Array) -> Array:
     """Standard normal numbers of one leaf, by inversion of their distribution."""
     mantissas = _bits(key, like.size) >> 9
-    # The 2^23 midpoints of equal parts of (-1, 1): floats in [1, 2) with these mantissas, stretched.
-    uniform = jax.lax.bitcast_convert_type(mantissas | jnp.uint32(0x3F800000), jnp.float32) * 2 - (3 - 2**-23)
+    ones = jax.lax.bitcast_convert_type(mantissas | jnp.uint32(0x3F800000), jnp.float32)  # in [1, 2)
+    # The midpoints of 2^23 equal parts of (-1, 1). All of these operations are exact; in another order they are not.
+    uniform = (ones - 1) * 2 + (2**-23 - 1)
     return (math.sqrt(2) * jax.lax.erf_inv(uniform)).reshape(like.shape).astype(like.dtype)
 
 
