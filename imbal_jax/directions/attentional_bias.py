@@ -101,16 +101,19 @@ def attentional_bias(
     log_factor = math.log(normaliser_factor)
     log_first = log_factor if initial == "first_batch" else log_factor + math.log(gamma)
 
-    def log_normaliser(losses: Array, state: AttentionalState) -> Array:
-        log_mean = jax.nn.logsumexp(losses / temperature) - math.log(len(losses))
+    def scaled(losses: Array, state: AttentionalState) -> tuple[Array, Array, Array]:
+        """L / lambda less its largest value m, the new log s less m, and m: differences stay exact for large losses."""
+        peak = jnp.max(losses) if temperature > 0 else jnp.min(losses)
+        exponents, largest = (losses - peak) / temperature, peak / temperature
+        log_mean = jnp.log(jnp.mean(jnp.exp(exponents)))
         later = log_mean + (log_factor + math.log(gamma))
         if gamma < 1:
-            later = jnp.logaddexp(state.log_normaliser + math.log1p(-gamma), later)
-        return jnp.where(state.step == begin, log_mean + log_first, later)
+            later = jnp.logaddexp(state.log_normaliser - largest + math.log1p(-gamma), later)
+        return exponents, jnp.where(state.step == begin, log_mean + log_first, later), largest
 
     def weights_of(state: AttentionalState, losses: Array) -> Array:
-        losses = jax.lax.stop_gradient(losses)
-        weights = jnp.exp(losses / temperature - log_normaliser(losses, state)) + plus_one
+        exponents, log_normaliser, _ = scaled(jax.lax.stop_gradient(losses), state)
+        weights = jnp.exp(exponents - log_normaliser) + plus_one
         return jnp.where(state.step >= begin, weights, 1.0).astype(losses.dtype)
 
     def init(params: Params) -> AttentionalState:
@@ -122,7 +125,8 @@ def attentional_bias(
         proposal = wrapped.propose(weighted, params, batch, state.inner, key)
         prediction = proposal.aux.prediction
         losses = objective.losses(prediction, batch)
-        kept = jnp.where(state.step >= begin, log_normaliser(losses, state), 0.0)
+        _, log_normaliser, largest = scaled(losses, state)
+        kept = jnp.where(state.step >= begin, log_normaliser + largest, 0.0)
         after = AttentionalState(state.step + 1, kept.astype(state.log_normaliser.dtype), proposal.state)
         return proposal._replace(aux=Evidence(losses, prediction), state=after)
 
