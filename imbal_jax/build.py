@@ -40,9 +40,8 @@ from imbal_jax.training.experiment import (
     check_training_options,
 )
 from imbal_jax.training.objective import make_structure
-from imbal_jax.training.schedules import Horizon
 from imbal_jax.training.streaming import example_of
-from imbal_jax.types import Correction, Prediction
+from imbal_jax.types import Correction, Horizon, Prediction
 
 
 def seeds_of(config: ConfigDict) -> tuple[int, ...]:
@@ -178,7 +177,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     data = _with_cached_features(config, model, constants, data)
     reduction: Any = training.reduction
     example = example_of(data.train.images)
-    structure = make_structure(model, correction, reduction, example, training.batch_size, constants)
+    structure = make_structure(model, correction, reduction, example, training.batch_size, constants, horizon)
     return Experiment(
         data=data,
         model=model,

@@ -14,7 +14,16 @@ from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
-from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
+from imbal_jax.directions import (
+    attentional_bias,
+    ekfac,
+    empirical_fisher,
+    gdn,
+    gradient,
+    low_pass,
+    perturbed,
+    sharpness_aware,
+)
 from imbal_jax.models import bottleneck, bottleneck_weights, cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
@@ -43,6 +52,11 @@ DIRECTIONS: Builders = {
     "improved_empirical_fisher": empirical_fisher.improved_empirical_fisher,
     "gdn": gdn.gdn,
     "ekfac": ekfac.ekfac,
+    "sharpness_aware": sharpness_aware.sharpness_aware,
+    "perturbed": perturbed.perturbed,
+    "low_pass": low_pass.low_pass,
+    "attentional_bias": attentional_bias.attentional_bias,
+    "exponentiated_gradient": attentional_bias.exponentiated_gradient,
 }
 
 # Sections that choose a builder by name.

@@ -3,6 +3,7 @@
 This module is imported by every other one and imports none of them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,9 @@ class Objective(NamedTuple):
     losses: Callable[[Prediction, Batch], Array]  # per-example losses [batch] in nats; their mean is minimised
     # Class weights [batch] that the losses contain as factors, already divided by the reduction; None for none.
     class_weights: Callable[[Prediction, Batch], Array] | None = None
+    # The same objective with another non-trainable state of the model, as the aux of a prediction holds it, in place of
+    # its own: for a second pass that goes on where a first one stopped. None where that cannot be done.
+    continued: Callable[[PyTree], "Objective"] | None = None
 
 
 class Evidence(NamedTuple):
@@ -74,6 +78,8 @@ class Proposal(NamedTuple):
     direction: Params  # gradient-like, the tree of the trainable parameters
     aux: Evidence
     state: PyTree
+    # Added to the parameters before the step rule takes its step from there, where a rule moves them itself.
+    shift: Params | None = None
 
 
 class Direction(NamedTuple):
@@ -83,12 +89,34 @@ class Direction(NamedTuple):
     propose: Callable[[Objective, Params, Batch, PyTree, Array], Proposal]
 
 
+class Horizon(NamedTuple):
+    """How long a run is."""
+
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from start to end."""
+        return self.steps_per_epoch * self.epochs
+
+    # On the host, so that no rounding on the device can move a boundary by a step.
+    def first_step_of(self, epoch: float) -> int:
+        """The first step at or after a moment in 0-based epochs; half epochs are allowed."""
+        return math.ceil(epoch * self.steps_per_epoch - 1e-9)
+
+    def first_step_at(self, fraction: float) -> int:
+        """The first step at or after a fraction of the run, in [0, 1]."""
+        return math.ceil(fraction * self.total_steps - 1e-6)
+
+
 class Structure(NamedTuple):
-    """The shapes of a run, for directions whose state mirrors the model's layers; all of it is for tracing only."""
+    """What a direction may know of a run in advance: the shapes, for tracing only, and how long it is."""
 
     objective: Objective  # of the run's model
     params: Params  # ShapeDtypeStruct leaves, or arrays
     batch: Batch  # likewise
+    horizon: Horizon | None = None  # for what changes in the course of the run
 
 
 class Waveforms(NamedTuple):

@@ -11,8 +11,7 @@ from imbal_jax.data.pipeline import TrainingData
 from imbal_jax.data.samplers import Sampler
 from imbal_jax.errors import InputError, check_number
 from imbal_jax.losses import check_reduction
-from imbal_jax.training.schedules import Horizon
-from imbal_jax.types import Array, Correction, Direction, PyTree
+from imbal_jax.types import Array, Correction, Direction, Horizon, PyTree
 
 # What the best checkpoint is chosen by, and whether less is better.
 SELECTION = {

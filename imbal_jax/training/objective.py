@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.losses import Reduction, reducible_losses, reduction_denominator
-from imbal_jax.types import Array, Batch, Correction, Objective, Params, Prediction, PyTree, Structure
+from imbal_jax.types import Array, Batch, Correction, Horizon, Objective, Params, Prediction, PyTree, Structure
 
 
 def standardise(images: Any, mean: Any, std: Any) -> Any:
@@ -66,7 +66,19 @@ def make_objective(
         weights = jax.lax.stop_gradient(correction.correct(prediction, batch.labels, progress).weights)
         return weights * (weights.shape[0] / reduction_denominator(weights, reduction))
 
-    return Objective(predict, losses, class_weights)
+    def continued(model_state: PyTree) -> Objective:
+        return make_objective(
+            model,
+            correction,
+            reduction,
+            model_state=model_state,
+            progress=progress,
+            train=train,
+            constants=constants,
+            step_key=step_key,
+        )
+
+    return Objective(predict, losses, class_weights, continued)
 
 
 def step_key_of(model_key: Array) -> Array:
@@ -98,6 +110,7 @@ def make_structure(
     input_shape: Any,
     batch_size: int,
     constants: PyTree | None = None,
+    horizon: Horizon | None = None,
 ) -> Structure:
     """The shapes of a run; nothing is computed.
 
@@ -108,6 +121,7 @@ def make_structure(
       input_shape: of one example, see `inputs_like`.
       batch_size: examples per step.
       constants: see `make_objective`.
+      horizon: the run's length, for directions that change in the course of it.
     """
     inputs = inputs_like(input_shape, batch_size)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), inputs)
@@ -124,4 +138,4 @@ def make_structure(
         step_key=jax.random.key(0),
     )
     batch: Any = (inputs, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
-    return Structure(objective, variables["params"], Batch(*batch))
+    return Structure(objective, variables["params"], Batch(*batch), horizon)

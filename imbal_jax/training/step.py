@@ -62,13 +62,16 @@ def make_step(
             step_key=step_key_of(model_key),
         )
         proposal = direction.propose(objective, state.params, batch, state.direction_state, model_key)
-        updates, opt_state = step_rule.update(proposal.direction, state.opt_state, state.params)
+        start = state.params
+        if proposal.shift is not None:
+            start = jax.tree.map(jnp.add, start, proposal.shift)
+        updates, opt_state = step_rule.update(proposal.direction, state.opt_state, start)
         losses, prediction = proposal.aux
         metrics = StepMetrics(
             jnp.mean(losses),
             jnp.mean(cross_entropy_losses(correction.infer(prediction.logits, progress), batch.labels)),
         )
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(start, updates)
         return TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state), metrics
 
     return step
