@@ -24,6 +24,7 @@ from imbal_jax.builders import (
 )
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.features import with_features
+from imbal_jax.data.label_noise import LabelNoise
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
@@ -36,11 +37,12 @@ from imbal_jax.training.experiment import (
     RecordOptions,
     TrainingOptions,
     check_evaluation_options,
+    check_keeping,
     check_record_options,
     check_training_options,
 )
 from imbal_jax.training.objective import make_structure
-from imbal_jax.training.streaming import example_of
+from imbal_jax.training.streaming import example_of, is_streamed
 from imbal_jax.types import Correction, Horizon, Prediction
 
 
@@ -108,6 +110,11 @@ def build_profile(config: ConfigDict) -> Profile:
     return _construct(config.profile, NAMED["profile"])
 
 
+def build_label_noise(config: ConfigDict) -> LabelNoise:
+    """The label noise of a resolved config."""
+    return _construct(config.label_noise, NAMED["label_noise"])
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of a resolved config."""
     return _construct(config.model, NAMED["model"], num_classes)
@@ -160,7 +167,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
         build_profile(config),
     )
     check_evaluation_options(evaluation)
-    data = training_data(build_dataset(config), validation, profile, training.empty_classes)  # type: ignore[arg-type]
+    empty_classes: Any = training.empty_classes
+    data = training_data(build_dataset(config), validation, profile, empty_classes, build_label_noise(config))
     check_training_options(training, data.validation is not None)
     provided = (data.train.labels, data.counts, training.batch_size)
     sampler = _construct(config.sampler, NAMED["sampler"], *provided)
@@ -170,6 +178,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     check_record_options(record, horizon)
     schedule = _construct(config.schedule, NAMED["schedule"], horizon)
     correction = _construct(config.correction, CORRECTIONS, data.counts)
+    check_keeping(correction.keeping, training.epochs, is_streamed(data.train.images))
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, weights
-from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
+from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
+from imbal_jax.data import arrays, augmentation, digits, label_noise, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import (
     attentional_bias,
@@ -24,7 +24,18 @@ from imbal_jax.directions import (
     perturbed,
     sharpness_aware,
 )
-from imbal_jax.models import bottleneck, bottleneck_weights, cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.models import (
+    basic_resnet,
+    bottleneck,
+    bottleneck_weights,
+    cnn,
+    cnn8,
+    hubert_builder,
+    mlp,
+    resnet,
+    speech_cnn,
+    vgg,
+)
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -43,6 +54,9 @@ CORRECTIONS: Builders = {
     "logit_adjustment": margins.logit_adjustment,
     "vector_scaling": margins.vector_scaling,
     "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "minority_weight": weights.minority_weight,
+    "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
+    "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
@@ -78,6 +92,11 @@ NAMED: Mapping[str, Builders] = {
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
     },
+    "label_noise": {
+        "none": label_noise.none,
+        "symmetric": label_noise.symmetric,
+        "asymmetric": label_noise.asymmetric,
+    },
     "sampler": {
         "uniform": samplers.uniform,
         "class_balanced": samplers.class_balanced,
@@ -89,7 +108,10 @@ NAMED: Mapping[str, Builders] = {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,
         "vgg11_bn": vgg.vgg11_bn,
+        "cnn8": cnn8.cnn8,
+        "resnet18": basic_resnet.resnet18,
         "resnet32": resnet.resnet32,
+        "resnet34": basic_resnet.resnet34,
         "resnet50": bottleneck.resnet50,
         "resnet152": bottleneck.resnet152,
         "hubert": hubert_builder.hubert,
@@ -120,7 +142,7 @@ PRETRAINED: Builders = {
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"label_noise": {"name": "none"}, "spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,

@@ -26,6 +26,7 @@ from imbal_jax.errors import InputError
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import prediction_lines, results_table
+from imbal_jax.resolve import resolve
 from imbal_jax.speech_tasks import (
     corpus_report,
     export_adapter,
@@ -46,10 +47,15 @@ from imbal_jax.training.streaming import is_streamed
 def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, prints the test metrics as a table and names the run folder."""
     stop = StopRequest().install()
-    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop)
+    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop, _completed)
     title = f"{config.data.name}, {config.correction.name}, {len(summary['seeds'])} seed(s), test set"
     Console().print(results_table({config.correction.name: summary}, title=title))
     print(f"run folder: {workdir}")
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run folder with the options that are newer than it."""
+    return plain(resolve(ConfigDict(stored)).to_dict())
 
 
 def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -184,6 +190,7 @@ def describe_task(config: ConfigDict) -> None:
             "validation_class_counts": None if has_validation else held_out,
             "num_train": counts.total,
             "imbalance": counts.imbalance,
+            "label_noise": _noise_report(config, counts),
             "steps_per_epoch": counts.total // config.training.batch_size,
         }
     )
@@ -194,6 +201,17 @@ def _wanted_counts(config: ConfigDict, available: np.ndarray, has_validation: bo
     validation, profile = build.build_validation(config), build.build_profile(config)
     wanted, held_out = profile_counts(available, has_validation, validation, profile)
     return class_counts(wanted, empty_classes=config.training.empty_classes), held_out
+
+
+def _noise_report(config: ConfigDict, counts: ClassCounts) -> dict[str, Any]:
+    """The label noise, and the class counts that it leaves: they depend on those before it and not on the examples.
+
+    Raises:
+      InputError: the noise is impossible with these counts.
+    """
+    labels = np.repeat(np.arange(counts.num_classes), counts.counts)
+    noisy = build.build_label_noise(config).corrupt(labels, counts.num_classes)
+    return {**config.label_noise.to_dict(), "class_counts": count_labels(noisy, counts.num_classes)}
 
 
 def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, Any]:
@@ -256,6 +274,7 @@ def _profile_faults(config: ConfigDict, dataset: Dataset, report: dict[str, Any]
     available = count_labels(dataset.train.labels, dataset.num_classes)
     try:
         counts, held_out = _wanted_counts(config, available, dataset.validation is not None)
+        report["label_noise"] = _noise_report(config, counts)
     except InputError as error:
         return [str(error)]
     report["profile"] = {"class_counts": counts.counts, "imbalance": counts.imbalance}

@@ -19,6 +19,7 @@ class Batch(NamedTuple):
 
     inputs: Array  # [batch, ...] standardised
     labels: Array  # [batch] int32 class indices
+    example_weights: Array | None = None  # [batch] factors of the losses that a run remembers, see `Keeping`
 
 
 class Prediction(NamedTuple):
@@ -32,13 +33,27 @@ class Prediction(NamedTuple):
 class Corrected(NamedTuple):
     """What a correction makes of a prediction.
 
-    The loss of example n is ``weights[n] * modulation[n] * cross_entropy(logits[n], label[n])`` in nats.
+    The loss of example n is ``weights[n] * (modulation[n] * cross_entropy(logits[n], label[n]) + added[n])`` in nats.
     The two factors are kept apart because a weighted mean divides by the weights alone.
     """
 
     logits: Array  # [batch, num_classes] what the softmax sees
     weights: Array  # [batch] by class: the data proportion, C1 of the thesis, Eq. 3.9
     modulation: Array  # [batch] by example: the data fit, C2 of the thesis, Eq. 3.9
+    added: Array | None = None  # [batch] by example, in nats: what is no multiple of the cross-entropy; None for none
+
+
+class Keeping(NamedTuple):
+    """Which training examples a correction keeps, decided by a look at all of them from time to time.
+
+    ``keep(prediction, labels, progress)`` gives a factor of each loss, [batch], 0 for an example that is left out. It
+    is asked in evaluation mode with the best parameters so far, after `start` epochs and then after every `every`
+    more; until then every example is kept. The factors are part of the state of the run.
+    """
+
+    keep: Callable[[Prediction, Array, Array | float], Array]
+    start: int
+    every: int
 
 
 class Correction(NamedTuple):
@@ -51,6 +66,7 @@ class Correction(NamedTuple):
 
     correct: Callable[[Prediction, Array, Array | float], Corrected]
     infer: Callable[[Array, Array | float], Array]
+    keeping: Keeping | None = None  # of corrections that remember single examples
 
 
 class Objective(NamedTuple):

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from imbal_jax.evaluation.metrics import group_recalls, metrics_from_confusion
 from imbal_jax.losses import Reduction, corrected_losses, cross_entropy_losses
-from imbal_jax.types import Array, Correction, Params, Prediction, PyTree
+from imbal_jax.types import Array, Correction, Keeping, Params, Prediction, PyTree
 
 
 class Batches(Protocol):
@@ -52,6 +52,19 @@ def make_batch_sums(
         )
 
     return batch_sums
+
+
+def make_batch_factors(
+    model: nn.Module, keeping: Keeping, standardise: Callable[[Array], Array]
+) -> Callable[..., Array]:
+    """The function (params, model_state, progress, images, labels, counted) -> factors of the losses, [batch]."""
+
+    def batch_factors(params: Params, model_state: PyTree, progress, images: Array, labels: Array, counted: Array):
+        del counted
+        outputs = model.apply({"params": params, **model_state}, standardise(images), train=False)
+        return keeping.keep(Prediction(*outputs), labels, progress)
+
+    return batch_factors
 
 
 def make_probabilities(

@@ -11,7 +11,7 @@ from imbal_jax.data.pipeline import TrainingData
 from imbal_jax.data.samplers import Sampler
 from imbal_jax.errors import InputError, check_number
 from imbal_jax.losses import check_reduction
-from imbal_jax.types import Array, Correction, Direction, Horizon, PyTree
+from imbal_jax.types import Array, Correction, Direction, Horizon, Keeping, PyTree
 
 # What the best checkpoint is chosen by, and whether less is better.
 SELECTION = {
@@ -139,6 +139,16 @@ def check_training_options(options: TrainingOptions, has_validation: bool) -> No
     devices = len(jax.local_devices()) if options.devices == "all" else 1
     if options.batch_size % devices:
         raise InputError(f"training.batch_size: expected a multiple of the {devices} devices, got {options.batch_size}")
+
+
+def check_keeping(keeping: Keeping | None, epochs: int, streamed: bool) -> None:
+    """Raises InputError when a correction is to remember examples and cannot, or would never use it."""
+    if keeping is None:
+        return
+    if streamed:
+        raise InputError("refresh: 'epochs' needs images that lie on the device, not recordings; use 'batch'")
+    if keeping.start >= epochs:
+        raise InputError(f"start: expected fewer than the run's {epochs} epochs, got {keeping.start}")
 
 
 def check_evaluation_options(options: EvaluationOptions) -> None:

@@ -60,7 +60,8 @@ def make_objective(
 
     def losses(prediction: Prediction, batch: Batch) -> Array:
         corrected = correction.correct(prediction, batch.labels, progress)
-        return reducible_losses(corrected, batch.labels, reduction)
+        reduced = reducible_losses(corrected, batch.labels, reduction)
+        return reduced if batch.example_weights is None else reduced * batch.example_weights
 
     def class_weights(prediction: Prediction, batch: Batch) -> Array:
         weights = jax.lax.stop_gradient(correction.correct(prediction, batch.labels, progress).weights)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imbal_jax.data.dataset import Split
 from imbal_jax.data.padding import PaddedSplit, pad_split
 from imbal_jax.evaluation.class_gradients import make_class_gradients
-from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate, make_probabilities
+from imbal_jax.evaluation.evaluate import make_batch_factors, make_batch_sums, make_evaluate, make_probabilities
 from imbal_jax.training.class_curvature import make_class_extremes
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.objective import inputs_like, standardise
@@ -41,6 +41,8 @@ class Programs(NamedTuple):
     drive: Driver
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
+    # Likewise -> factors [batch] of the losses of each batch; None unless the correction remembers the examples.
+    example_factors: Callable[..., list] | None
     step_effects: Callable[..., list[StepEffects]]  # (state, train data, indices, step keys) -> of the first batches
     # (params, model_state, progress, train data) of one seed -> extreme eigenvalues; None unless they are recorded
     class_extremes: Callable[..., dict[str, list]] | None
@@ -84,8 +86,14 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
 
     def first_state(seed, pretrained):
         parts = (experiment.model, experiment.direction, experiment.step_rule)
-        example = example_of(data.train.images)
-        return initial_state(*parts, example, seed, constants=experiment.constants, pretrained=pretrained)
+        return initial_state(
+            *parts,
+            example_of(data.train.images),
+            seed,
+            constants=experiment.constants,
+            pretrained=pretrained,
+            remembered_examples=0 if correction.keeping is None else len(data.train.labels),
+        )
 
     def seeds_array(seeds: tuple[int, ...]) -> Array:
         return jnp.asarray(seeds if stacked else seeds[0], jnp.uint32)
@@ -130,6 +138,9 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
             return host_split(split, size, buckets, sharding=of_batches, multiple_of=mesh.size)
         return _place_split(split, size, mesh)
 
+    factors = None
+    if correction.keeping is not None:
+        factors = make_over_batches(make_batch_factors(experiment.model, correction.keeping, normalise))
     drive = None if load is None else make_stream_driver(step, load)
     extremes = make_class_extremes(experiment, constants) if experiment.record.curvature_every else None
     initial = jax.jit(over_seeds(first_state, (0, None)), out_shardings=everywhere)
@@ -142,6 +153,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         evaluate=make_over_batches(batch_sums),
         probabilities=with_constants(make_probabilities(experiment.model, correction, normalise)),
         class_gradients=make_over_batches(gradients),
+        example_factors=factors,
         step_effects=over_first_batches(effects, batches, stacked=stacked, load=load),
         class_extremes=extremes,
         all_finite=jax.jit(over_seeds(all_finite, (0,))),

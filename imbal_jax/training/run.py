@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,11 +23,15 @@ from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
 from imbal_jax.training.loop import Best, Fitted, best_in, fit, split_metrics
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
-from imbal_jax.training.state import count_parameters, join_seeds, split_seeds
+from imbal_jax.training.state import count_parameters, join_seeds, split_seeds, stored_form
 
 
 def train(
-    experiment: Experiment, config: dict[str, Any], workdir: pathlib.Path, stop: StopRequest | None = None
+    experiment: Experiment,
+    config: dict[str, Any],
+    workdir: pathlib.Path,
+    stop: StopRequest | None = None,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Trains every seed, tests its best parameters, and writes the run folder.
 
@@ -37,6 +42,7 @@ def train(
       config: the resolved config it was built from.
       workdir: the run folder.
       stop: asks for an early end; never by default.
+      complete: gives the config of a folder the options that are newer than the folder; there are none by default.
 
     Returns:
       The content of summary.json, see `imbal_jax.reports.summaries.summarise`.
@@ -45,7 +51,7 @@ def train(
       CheckpointError: the folder cannot be used, see `claim`, or a checkpoint cannot be written or read.
       NonFiniteLossError, Interrupted: see `fit`.
     """
-    claim(workdir, config, _fingerprint(experiment))
+    claim(workdir, config, _fingerprint(experiment), complete)
     started, machine = time.perf_counter(), describe_machine()
     pending = tuple(seed for seed in experiment.seeds if _result(workdir, seed) is None)
     if pending:
@@ -80,13 +86,15 @@ def _test(
     """Evaluates the best parameters of every seed on the test set, once, and writes each result."""
     bests = [one.best for one in fitted]
     metrics = all_test_metrics(experiment, programs, bests)
-    for seed, one, tested in zip(seeds, fitted, metrics, strict=True):
+    noise = noise_metrics(experiment, programs, bests)
+    for seed, one, tested, noisy in zip(seeds, fitted, metrics, noise, strict=True):
         params = one.best.variables["params"]
         result = {
             "num_params": count_parameters(params) + experiment.num_constants,
             "num_trainable": count_parameters(params),
             "class_counts": experiment.data.counts.counts,
             **tested,
+            **noisy,
             "best_step": one.best.step,
             "seconds_per_epoch": one.seconds_per_epoch,
         }
@@ -109,6 +117,33 @@ def all_test_metrics(experiment: Experiment, programs: Programs, bests: list[Bes
         for told, metrics in zip(found, _split_metrics(experiment, programs, bests, split), strict=True):
             told.update({f"{name}/{key}": value for key, value in metrics.items()})
     return found
+
+
+def noise_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) -> list[dict[str, Any]]:
+    """How the training set's wrong labels were taken, for every seed; nothing where there are none.
+
+    Args:
+      experiment: the parts of the run.
+      programs: compiled for this number of seeds.
+      bests: the parameters of every seed.
+
+    Returns:
+      "train/label_noise", the share of wrong labels; the accuracy on the training set by the labels that were trained
+      on, "train/accuracy", and by those before the noise, "train/clean_accuracy", without augmentation.
+    """
+    clean, given = experiment.data.clean_labels, experiment.data.train
+    if clean is None:
+        return [{} for _ in bests]
+    of_given = _split_metrics(experiment, programs, bests, given)
+    of_clean = _split_metrics(experiment, programs, bests, given._replace(labels=clean))
+    return [
+        {
+            "train/label_noise": float(np.mean(given.labels != clean)),
+            "train/accuracy": by_given["accuracy"],
+            "train/clean_accuracy": by_clean["accuracy"],
+        }
+        for by_given, by_clean in zip(of_given, of_clean, strict=True)
+    ]
 
 
 def _split_metrics(experiment: Experiment, programs: Programs, bests: list[Best], split: Split) -> list[dict[str, Any]]:
@@ -146,7 +181,7 @@ def restored_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Restor
     checkpoints = Checkpoints(folder, read_only=True)
     state = jax.eval_shape(programs.initial, (seed,))
     best = {"params": state.params, "model_state": state.model_state}
-    restored = restore_newest([checkpoints], state, best)
+    restored = restore_newest([checkpoints], stored_form(state), best)
     checkpoints.close()
     if restored is None:
         raise CheckpointError(f"workdir: no complete checkpoint of seed {seed} in {folder}; train first")

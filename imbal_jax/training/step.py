@@ -49,7 +49,8 @@ def make_step(
     def step(state: TrainState, data: DeviceData, indices: Array, key: Array) -> tuple[TrainState, StepMetrics]:
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = augment(augment_key, jax.tree.map(lambda leaf: leaf[indices], data.images))
-        batch = Batch(standardise(images, *pixel_statistics), data.labels[indices])
+        weights = None if isinstance(state.example_weights, tuple) else state.example_weights[indices]
+        batch = Batch(standardise(images, *pixel_statistics), data.labels[indices], weights)
         progress = state.step / total_steps
         objective = make_objective(
             model,
@@ -72,7 +73,8 @@ def make_step(
             jnp.mean(cross_entropy_losses(correction.infer(prediction.logits, progress), batch.labels)),
         )
         params = optax.apply_updates(start, updates)
-        return TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state), metrics
+        after = TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state, state.example_weights)
+        return after, metrics
 
     return step
 
