@@ -16,6 +16,7 @@ from imbal_jax.builders import (
     DIRECTIONS,
     ENCODERS,
     NAMED,
+    PRETRAINED,
     SPEECH_MODELS,
     Builders,
     nested_builders,
@@ -124,6 +125,12 @@ def build_constants(config: ConfigDict, model: nn.Module) -> dict[str, Any] | No
     return None if maker is None else maker(model, **_options(config.model))
 
 
+def build_pretrained(config: ConfigDict, model: nn.Module) -> dict[str, Any] | None:
+    """The variables that training starts from in the place of random ones; None where all are random."""
+    maker = PRETRAINED.get(config.model.name)
+    return None if maker is None else maker(model, **_options(config.model))
+
+
 def _with_cached_features(
     config: ConfigDict, model: nn.Module, constants: dict[str, Any] | None, data: TrainingData
 ) -> TrainingData:
@@ -188,6 +195,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         seeds=seeds,
         constants=constants,
         num_constants=0 if constants is None else count_stored(constants["frozen"]),
+        pretrained=build_pretrained(config, model),
     )
 
 

@@ -15,7 +15,7 @@ from imbal_jax.corrections import compose, margins, modulations, weights
 from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.models import bottleneck, bottleneck_weights, cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -76,6 +76,8 @@ NAMED: Mapping[str, Builders] = {
         "cnn": cnn.cnn,
         "vgg11_bn": vgg.vgg11_bn,
         "resnet32": resnet.resnet32,
+        "resnet50": bottleneck.resnet50,
+        "resnet152": bottleneck.resnet152,
         "hubert": hubert_builder.hubert,
         "speech_cnn": speech_cnn.speech_cnn,
     },
@@ -95,6 +97,8 @@ NAMED: Mapping[str, Builders] = {
 CONSTANTS: Builders = {"hubert": hubert_builder.frozen_weights}
 # (model, these collections, the section's options) -> what makes the features that are kept in the place of clips.
 ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
+# (model, the section's options) -> variables that training starts from in the place of random ones, or None.
+PRETRAINED: Builders = {"resnet50": bottleneck_weights.pretrained, "resnet152": bottleneck_weights.pretrained}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.

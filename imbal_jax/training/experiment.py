@@ -114,6 +114,7 @@ class Experiment(NamedTuple):
     seeds: tuple[int, ...]
     constants: PyTree | None = None  # collections of variables that never change
     num_constants: int = 0  # parameters among them, as the file has them that they come from
+    pretrained: PyTree | None = None  # what training starts from in the place of random variables
 
 
 def check_training_options(options: TrainingOptions, has_validation: bool) -> None:

@@ -82,9 +82,10 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
             return function
         return lambda params, model_state, *rest: function(params, {**model_state, **constants}, *rest)
 
-    def first_state(seed):
+    def first_state(seed, pretrained):
         parts = (experiment.model, experiment.direction, experiment.step_rule)
-        return initial_state(*parts, example_of(data.train.images), seed, constants=experiment.constants)
+        example = example_of(data.train.images)
+        return initial_state(*parts, example, seed, constants=experiment.constants, pretrained=pretrained)
 
     def seeds_array(seeds: tuple[int, ...]) -> Array:
         return jnp.asarray(seeds if stacked else seeds[0], jnp.uint32)
@@ -131,11 +132,11 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
 
     drive = None if load is None else make_stream_driver(step, load)
     extremes = make_class_extremes(experiment, constants) if experiment.record.curvature_every else None
-    initial = jax.jit(over_seeds(first_state, (0,)), out_shardings=everywhere)
+    initial = jax.jit(over_seeds(first_state, (0, None)), out_shardings=everywhere)
     make_keys = jax.jit(over_seeds(keys_of, (0,)), out_shardings=everywhere)
     return Programs(
         keys=lambda seeds: make_keys(seeds_array(seeds)),
-        initial=lambda seeds: initial(seeds_array(seeds)),
+        initial=lambda seeds: initial(seeds_array(seeds), experiment.pretrained),
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
         drive=drive or make_driver(step, experiment.training.driver, stacked=stacked),
         evaluate=make_over_batches(batch_sums),

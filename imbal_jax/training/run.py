@@ -64,12 +64,12 @@ def train(
 
 
 def _fingerprint(experiment: Experiment) -> str:
-    """A short hash of the data, and of the variables that no checkpoint holds because they never change."""
-    constants = jax.tree.leaves(experiment.constants)
-    if not constants:
+    """A short hash of the data, and of the variables that come from elsewhere: constants, and what seeds start from."""
+    given = jax.tree.leaves((experiment.constants, experiment.pretrained))
+    if not given:
         return experiment.data.fingerprint
     digest = hashlib.blake2b(experiment.data.fingerprint.encode(), digest_size=16)
-    for leaf in constants:
+    for leaf in given:
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """The state of a run, and the keys it draws."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ def initial_state(
     input_shape: Any,
     seed: Array | int,
     constants: PyTree | None = None,
+    pretrained: PyTree | None = None,
 ) -> TrainState:
     """A fresh state.
 
@@ -52,11 +54,20 @@ def initial_state(
       input_shape: of one example, see `imbal_jax.training.objective.inputs_like`.
       seed: of the run.
       constants: collections of variables that never change and are no part of the state.
+      pretrained: variables by collection that take the place of the model's random ones; those it lacks stay random.
     """
     variables = model.init(keys_of(seed).init, zeros_like_inputs(input_shape, 1), train=False)
+    variables = _replaced(variables, pretrained or {})
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
     return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
+
+
+def _replaced(variables: PyTree, given: PyTree) -> PyTree:
+    """Nested dictionaries with the leaves of others in the place of their own."""
+    if not isinstance(variables, Mapping):
+        return given
+    return {name: _replaced(each, given[name]) if name in given else each for name, each in variables.items()}
 
 
 def split_seeds(tree: PyTree, num_seeds: int) -> list[PyTree]:

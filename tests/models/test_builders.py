@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imbal_jax.errors import InputError
+from imbal_jax.models.bottleneck import resnet50, resnet152
 from imbal_jax.models.cnn import cnn
 from imbal_jax.models.mlp import mlp
 from imbal_jax.models.resnet import resnet32
@@ -20,6 +21,8 @@ MODELS = {
     "softmax_regression": (functools.partial(mlp, hidden=()), (3, 3, 2), 18, False),
     "cnn": (functools.partial(cnn, width=3), (8, 8, 1), 6, True),
     "resnet32": (functools.partial(resnet32, width=4), (8, 8, 3), 16, True),
+    "resnet50": (functools.partial(resnet50, width=2), (8, 8, 3), 64, True),
+    "resnet152": (functools.partial(resnet152, width=1), (8, 8, 3), 32, True),
     "vgg11_bn": (vgg11_bn, (32, 32, 3), 4096, True),
 }
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
