@@ -2,6 +2,8 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,8 +24,11 @@ from imbal_jax.builders import (
     nested_builders,
     options_of,
 )
+from imbal_jax.data import augmentation
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.features import with_features
+from imbal_jax.data.image_set import ImageSet
+from imbal_jax.data.pictures import PictureAugmentation
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
@@ -42,7 +47,7 @@ from imbal_jax.training.experiment import (
 from imbal_jax.training.objective import make_structure
 from imbal_jax.training.schedules import Horizon
 from imbal_jax.training.streaming import example_of
-from imbal_jax.types import Correction, Prediction
+from imbal_jax.types import Array, Correction, Prediction
 
 
 def seeds_of(config: ConfigDict) -> tuple[int, ...]:
@@ -119,6 +124,25 @@ def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
     return _construct(config.spectrum, NAMED["spectrum"])
 
 
+def _with_augmentation(config: ConfigDict, data: TrainingData) -> tuple[TrainingData, Callable[[Array, Array], Array]]:
+    """The data, whose training pictures know how they are drawn on the host, and the augmentation on the device.
+
+    Raises:
+      InputError: an augmentation of pictures meets images that are arrays.
+    """
+    chosen = _construct(config.augmentation, NAMED["augmentation"])
+    if not isinstance(chosen, PictureAugmentation):
+        return data, chosen
+    images = data.train.images
+    if not isinstance(images, ImageSet):
+        raise InputError(
+            f"augmentation.name: {config.augmentation.name!r} is for pictures that are decoded batch by batch, but"
+            f" data.name={config.data.name!r} has arrays"
+        )
+    train = data.train._replace(images=replace(images, augment=chosen))
+    return data._replace(train=train), augmentation.none()
+
+
 def build_constants(config: ConfigDict, model: nn.Module) -> dict[str, Any] | None:
     """The variables of a model that never change, such as pretrained weights; None where it has none."""
     maker = CONSTANTS.get(config.model.name)
@@ -175,7 +199,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
     constants = build_constants(config, model)
-    data = _with_cached_features(config, model, constants, data)
+    data, augment = _with_augmentation(config, _with_cached_features(config, model, constants, data))
     reduction: Any = training.reduction
     example = example_of(data.train.images)
     structure = make_structure(model, correction, reduction, example, training.batch_size, constants)
@@ -187,7 +211,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         schedule=schedule,
         step_rule=_construct(config.step_rule, NAMED["step_rule"], schedule),
         sampler=sampler,
-        augmentation=_construct(config.augmentation, NAMED["augmentation"]),
+        augmentation=augment,
         horizon=horizon,
         training=training,
         evaluation=evaluation,

@@ -12,7 +12,19 @@ from typing import Any
 
 from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, weights
-from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
+from imbal_jax.data import (
+    arrays,
+    augmentation,
+    clothing1m,
+    digits,
+    fake_images,
+    image_list,
+    pictures,
+    prepared,
+    profiles,
+    samplers,
+    speech,
+)
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
 from imbal_jax.models import bottleneck, bottleneck_weights, cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
@@ -51,6 +63,9 @@ NAMED: Mapping[str, Builders] = {
         "digits": digits.digits,
         "arrays": arrays.arrays,
         "tfds": prepared.tfds,
+        "image_list": image_list.image_list,
+        "clothing1m": clothing1m.clothing1m,
+        "fake_images": fake_images.fake_images,
         "manifest": speech.manifest,
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
@@ -70,7 +85,13 @@ NAMED: Mapping[str, Builders] = {
         "effective_number": samplers.effective_number,
         "minority_in_every_batch": samplers.minority_in_every_batch,
     },
-    "augmentation": {"none": augmentation.none, "crop_flip": augmentation.crop_flip},
+    "augmentation": {
+        "none": augmentation.none,
+        "crop_flip": augmentation.crop_flip,
+        # of pictures, on the host
+        "random_resized_crop": pictures.random_resized_crop,
+        "resize_random_crop": pictures.resize_random_crop,
+    },
     "model": {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,

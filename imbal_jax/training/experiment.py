@@ -83,6 +83,7 @@ class RecordOptions(NamedTuple):
       curvature_micro_batch: examples in one product.
       tensorboard: write TensorBoard events.
       figures: write learning curves and confusion matrices as PNG and PDF.
+      confusion: keep the confusion matrix of the test set in the results; of thousands of classes it is too large.
     """
 
     class_gradient_norms: bool = False
@@ -94,6 +95,7 @@ class RecordOptions(NamedTuple):
     curvature_micro_batch: int = 32
     tensorboard: bool = True
     figures: bool = True
+    confusion: bool = True
 
 
 class Experiment(NamedTuple):
