@@ -48,7 +48,7 @@ def clothing1m(
         raise InputError(f"data.train: expected 'noisy' or 'clean', got {train!r}")
     view = check_view(View(size, resize, mean, std, threads))
     folder = pathlib.Path(root).expanduser()
-    labels = {kind: _labels(folder / f"{kind}_label_kv.txt") for kind in {train, "clean"}}
+    labels = {kind: _labels(folder / f"{kind}_label_kv.txt") for kind in dict.fromkeys((train, "clean"))}
     listed = {
         "train": _listed(folder / f"{train}_train_key_list.txt", labels[train]),
         "validation": _listed(folder / "clean_val_key_list.txt", labels["clean"]),
