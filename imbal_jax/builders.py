@@ -119,7 +119,11 @@ CONSTANTS: Builders = {"hubert": hubert_builder.frozen_weights}
 # (model, these collections, the section's options) -> what makes the features that are kept in the place of clips.
 ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
 # (model, the section's options) -> variables that training starts from in the place of random ones, or None.
-PRETRAINED: Builders = {"resnet50": bottleneck_weights.pretrained, "resnet152": bottleneck_weights.pretrained}
+PRETRAINED: Builders = {
+    "resnet50": bottleneck_weights.pretrained,
+    "resnet152": bottleneck_weights.pretrained,
+    "hubert": hubert_builder.pretrained,
+}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.

@@ -1,4 +1,4 @@
-"""What the command line does with recordings rather than images: scan them, count a HuBERT, load clips."""
+"""What the command line does with recordings rather than images: scan them, count a HuBERT, load, export."""
 
 import pathlib
 from typing import Any
@@ -7,11 +7,14 @@ import numpy as np
 
 from imbal_jax.data.audio_faults import report_lines, scan
 from imbal_jax.data.clips import load_clips
+from imbal_jax.data.corpora import counts
 from imbal_jax.data.crema_d import lfs_pointers, missing_audio
-from imbal_jax.data.manifest import counts
 from imbal_jax.data.speech import ClipSet, SpeechSource
-from imbal_jax.models.adapters import count_as_peft
+from imbal_jax.errors import InputError
+from imbal_jax.models.adapters import count_as_peft, write_adapter
+from imbal_jax.models.hubert import HubertClassifier
 from imbal_jax.models.hubert_weights import count_stored
+from imbal_jax.training.loop import Best
 from imbal_jax.types import PyTree
 
 _SHOWN = 10  # missing files named
@@ -67,6 +70,29 @@ def parameter_counts(variables: PyTree) -> dict[str, int]:
         "num_trainable": found.trainable,
         "num_params_as_peft_counts": found.as_peft,
     }
+
+
+def export_adapter(model: Any, best: Best, base_model: str, folder: pathlib.Path) -> None:
+    """Writes trained LoRA weights and a head in peft's files, see `write_adapter`.
+
+    Args:
+      model: of the run.
+      best: the parameters.
+      base_model: where the frozen weights came from; "" for random ones.
+      folder: made if it does not exist.
+
+    Raises:
+      InputError: the model is no HuBERT with LoRA over frozen weights, or its head is not one that peft's files hold;
+        or the folder holds a model.
+    """
+    if not isinstance(model, HubertClassifier):
+        raise InputError(f"model.name: expected 'hubert' to export an adapter, got a run of {type(model).__name__}")
+    if model.blueprint.lora is None or not model.blueprint.frozen or model.weighted_layer_sum:
+        raise InputError(
+            "config.model: expected lora_rank >= 1, frozen=true and weighted_layer_sum=false to export an adapter:"
+            " peft's files hold LoRA weights and the head alone"
+        )
+    write_adapter(folder, best.variables["params"], model.blueprint.lora, base_model=base_model or None)
 
 
 def clips_of(source: SpeechSource, paths: list[pathlib.Path]) -> ClipSet:

@@ -17,11 +17,11 @@ from imbal_jax.analysis.spectrum_tables import draw_spectra, read_spectrum, tabl
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
 from imbal_jax.data.audio import FORMATS
+from imbal_jax.data.corpora import counts
 from imbal_jax.data.dataset import Dataset, faults
 from imbal_jax.data.image_list import PictureFiles
 from imbal_jax.data.image_set import PICTURE_ENDINGS, ImageSet
 from imbal_jax.data.known import known_dataset
-from imbal_jax.data.manifest import counts
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
 from imbal_jax.data.speech import ClipSet, SpeechSource
@@ -30,7 +30,7 @@ from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import prediction_lines, results_table
-from imbal_jax.speech_tasks import clips_of, corpus_report, parameter_counts
+from imbal_jax.speech_tasks import clips_of, corpus_report, export_adapter, parameter_counts
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import describe_machine
 from imbal_jax.training.interruption import StopRequest
@@ -159,6 +159,20 @@ def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Pat
     draw_spectra(spectra, folder)
     print(table(spectra, None, threshold=0.01))
     print(f"written to {folder}: spectrum.json, spectrum.npz, density.png, ratios.png")
+
+
+def export_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Path, seed: int | None) -> None:
+    """Writes the best LoRA weights and head of one seed as an adapter that peft reads.
+
+    Raises:
+      InputError: the model has no LoRA weights beside frozen ones, the seed is not one of the run's, or the folder
+        holds a model.
+    """
+    experiment = build.build_experiment(config)
+    seed = _seed(experiment, seed)
+    best = best_of_run(compile_programs(experiment, stacked=False), workdir, seed)
+    export_adapter(experiment.model, best, config.model.get("path", ""), output)
+    print(f"adapter of seed {seed}, step {best.step}, written to {output}")
 
 
 def describe_task(config: ConfigDict) -> None:

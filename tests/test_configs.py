@@ -16,7 +16,7 @@ from tests.recordings import write_corpus, write_hubert
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 SHAPES = {"digits": (8, 8, 1), "arrays": (8, 8, 3), "cifar10_vgg11": (32, 32, 3), "cifar10_resnet32": (32, 32, 3)}
-SPEECH = ("crema_d", "msp_podcast", "speech")
+SPEECH = ("crema_d", "msp_podcast", "speech", "speech_hubert")
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +104,16 @@ def speech_config(spec, table, hubert, **overrides):
     """A config of recordings with the tones in the place of its corpus, and a small network in that of its own."""
     short = {"data.name": "manifest", "data.path": str(table), "data.buckets": "1", "seeds": "0"}
     short |= {"training.epochs": "10", "training.batch_size": "4"}
-    if spec.startswith("speech"):
+    if spec.startswith("speech.py"):
         short |= {"model.channels": "(4,)", "model.n_mels": "6"}
     else:
         short |= {"model.path": str(hubert), "model.projection": "4"}
     return resolve(load_config(str(ROOT / "configs" / spec)), short | overrides)
 
 
-@pytest.mark.parametrize("spec", ["crema_d.py", "crema_d.py:ief_irw", "msp_podcast.py:gdn_drw", "speech.py"])
+@pytest.mark.parametrize(
+    "spec", ["crema_d.py", "crema_d.py:ief_irw", "msp_podcast.py:gdn_drw", "speech.py", "speech_hubert.py:ldam_drw"]
+)
 def test_configs_of_recordings_take_two_steps(spec, table, hubert):
     assert np.isfinite(losses_of(build_experiment(speech_config(spec, table, hubert)))).all()
 
