@@ -17,6 +17,7 @@ from imbal_jax.builders import (
     CORRECTIONS,
     DIRECTIONS,
     ENCODERS,
+    FROZEN,
     NAMED,
     PRETRAINED,
     SPEECH_MODELS,
@@ -46,6 +47,7 @@ from imbal_jax.training.experiment import (
 )
 from imbal_jax.training.objective import make_structure
 from imbal_jax.training.schedules import Horizon
+from imbal_jax.training.step_rules import leaving
 from imbal_jax.training.streaming import example_of
 from imbal_jax.types import Array, Correction, Prediction
 
@@ -155,6 +157,12 @@ def build_pretrained(config: ConfigDict, model: nn.Module) -> dict[str, Any] | N
     return None if maker is None else maker(model, **_options(config.model))
 
 
+def build_frozen(config: ConfigDict, model: nn.Module) -> frozenset[str]:
+    """The names of a model's layers that are not trained."""
+    finder = FROZEN.get(config.model.name)
+    return frozenset() if finder is None else finder(model, **_options(config.model))
+
+
 def _with_cached_features(
     config: ConfigDict, model: nn.Module, constants: dict[str, Any] | None, data: TrainingData
 ) -> TrainingData:
@@ -198,7 +206,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
-    constants = build_constants(config, model)
+    constants, frozen = build_constants(config, model), build_frozen(config, model)
     data, augment = _with_augmentation(config, _with_cached_features(config, model, constants, data))
     reduction: Any = training.reduction
     example = example_of(data.train.images)
@@ -209,7 +217,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         correction=correction,
         direction=_construct(config.direction, DIRECTIONS, structure),
         schedule=schedule,
-        step_rule=_construct(config.step_rule, NAMED["step_rule"], schedule),
+        step_rule=leaving(_construct(config.step_rule, NAMED["step_rule"], schedule), frozen),
         sampler=sampler,
         augmentation=augment,
         horizon=horizon,
@@ -220,6 +228,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         constants=constants,
         num_constants=0 if constants is None else count_stored(constants["frozen"]),
         pretrained=build_pretrained(config, model),
+        frozen=frozen,
     )
 
 

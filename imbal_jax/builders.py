@@ -21,6 +21,7 @@ from imbal_jax.data import (
     image_list,
     pictures,
     prepared,
+    prepared_pictures,
     profiles,
     samplers,
     speech,
@@ -63,6 +64,7 @@ NAMED: Mapping[str, Builders] = {
         "digits": digits.digits,
         "arrays": arrays.arrays,
         "tfds": prepared.tfds,
+        "tfds_pictures": prepared_pictures.tfds_pictures,
         "image_list": image_list.image_list,
         "clothing1m": clothing1m.clothing1m,
         "fake_images": fake_images.fake_images,
@@ -124,6 +126,8 @@ PRETRAINED: Builders = {
     "resnet152": bottleneck_weights.pretrained,
     "hubert": hubert_builder.pretrained,
 }
+# (model, the section's options) -> the names of its layers that are not trained.
+FROZEN: Builders = {"resnet50": bottleneck.frozen_layers, "resnet152": bottleneck.frozen_layers}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.

@@ -26,6 +26,8 @@ from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
 from imbal_jax.data.speech import ClipSet, SpeechSource
 from imbal_jax.errors import InputError
+from imbal_jax.models.bottleneck import BottleneckResNet
+from imbal_jax.models.bottleneck_weights import export_resnet
 from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
@@ -162,15 +164,23 @@ def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Pat
 
 
 def export_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Path, seed: int | None) -> None:
-    """Writes the best LoRA weights and head of one seed as an adapter that peft reads.
+    """Writes the best parameters of one seed.
+
+    Of a ResNet for large images a safetensors file with torchvision's names, of a HuBERT with LoRA an adapter that
+    peft reads.
 
     Raises:
-      InputError: the model has no LoRA weights beside frozen ones, the seed is not one of the run's, or the folder
-        holds a model.
+      InputError: the model is none of these or has no LoRA weights beside frozen ones, the seed is not one of the
+        run's, or the file exists or the folder holds a model.
     """
     experiment = build.build_experiment(config)
     seed = _seed(experiment, seed)
     best = best_of_run(compile_programs(experiment, stacked=False), workdir, seed)
+    if isinstance(experiment.model, BottleneckResNet):
+        variables = {"params": best.variables["params"], **best.variables["model_state"]}
+        export_resnet(experiment.model, variables, output)
+        print(f"weights of seed {seed}, step {best.step}, written to {output}")
+        return
     export_adapter(experiment.model, best, config.model.get("path", ""), output)
     print(f"adapter of seed {seed}, step {best.step}, written to {output}")
 
@@ -184,7 +194,8 @@ def describe_task(config: ConfigDict) -> None:
     variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     total = count_parameters(variables["params"])
-    sizes = {"num_params": total, "num_trainable": total}
+    trainable = count_parameters(variables["params"], build.build_frozen(config, model))
+    sizes = {"num_params": total, "num_trainable": trainable}
     if "frozen" in variables:
         sizes = parameter_counts(variables)
     _print_json(

@@ -116,6 +116,7 @@ class Experiment(NamedTuple):
     seeds: tuple[int, ...]
     constants: PyTree | None = None  # collections of variables that never change
     num_constants: int = 0  # parameters among them, as the file has them that they come from
+    frozen: frozenset[str] = frozenset()  # names of layers that training leaves as they are
     pretrained: PyTree | None = None  # what training starts from in the place of random variables
 
 

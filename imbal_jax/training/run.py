@@ -84,7 +84,7 @@ def _test(
         params = one.best.variables["params"]
         result = {
             "num_params": count_parameters(params) + experiment.num_constants,
-            "num_trainable": count_parameters(params),
+            "num_trainable": count_parameters(params, experiment.frozen),
             "class_counts": experiment.data.counts.counts,
             **tested,
             "best_step": one.best.step,
