@@ -150,6 +150,7 @@ def correction(
     deferred_weight: dict[str, Any] | None = None,
     cosines: bool = True,
     max_margin: float = 0.5,
+    beta: float = 0.999,
 ) -> dict[str, Any]:
     """The config section of a correction.
 
@@ -161,6 +162,7 @@ def correction(
       cosines: whether logits are cosines. Otherwise LDAM's margins are in logits as they are, as the thesis writes it,
         3.4, rather than in cosines times 30.
       max_margin: LDAM's largest; 0.5 on CIFAR, 0.3 on ImageNet-LT and iNaturalist (Cao et al. 2019).
+      beta: of class-balanced weights that are not deferred; 0.999 in the thesis.
 
     Raises:
       InputError: there is no such method; the nearest are named.
@@ -174,7 +176,7 @@ def correction(
         "alpha_focal": {"name": "alpha_focal", "gamma": 2.0},
         "inverse_frequency": {"name": "inverse_frequency"},  # IRW
         "drw": reweighting,
-        "class_balanced": {"name": "class_balanced", "beta": 0.999},
+        "class_balanced": {"name": "class_balanced", "beta": beta},
         "ldam": ldam,
         "ldam_drw": {"name": "composed", "margin": ldam, "weight": reweighting},
         "influence_balanced": {"name": "deferred", "at": at, "after": influence},
