@@ -67,7 +67,9 @@ def test_every_row_is_built_with_a_small_network_in_the_place_of_its_own(config,
 @pytest.mark.parametrize("config", LARGE)
 def test_a_small_network_takes_two_steps(config):
     row = next(iter(module_of(config).ROWS))
-    assert np.isfinite(losses_of(on_random_pictures(config, row, **{"model.name": "mlp", "model.hidden": "(4,)"}))).all()
+    assert np.isfinite(
+        losses_of(on_random_pictures(config, row, **{"model.name": "mlp", "model.hidden": "(4,)"}))
+    ).all()
 
 
 @pytest.mark.parametrize(
