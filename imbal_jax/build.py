@@ -2,6 +2,8 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from imbal_jax.builders import (
     CORRECTIONS,
     DIRECTIONS,
     ENCODERS,
+    FROZEN,
     NAMED,
     PRETRAINED,
     SPEECH_MODELS,
@@ -22,9 +25,12 @@ from imbal_jax.builders import (
     nested_builders,
     options_of,
 )
+from imbal_jax.data import augmentation
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.features import with_features
+from imbal_jax.data.image_set import ImageSet
 from imbal_jax.data.label_noise import LabelNoise
+from imbal_jax.data.pictures import PictureAugmentation
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.samplers import steps_per_epoch
@@ -42,8 +48,9 @@ from imbal_jax.training.experiment import (
     check_training_options,
 )
 from imbal_jax.training.objective import make_structure
+from imbal_jax.training.step_rules import leaving
 from imbal_jax.training.streaming import example_of, is_streamed
-from imbal_jax.types import Correction, Horizon, Prediction
+from imbal_jax.types import Array, Correction, Horizon, Prediction
 
 
 def seeds_of(config: ConfigDict) -> tuple[int, ...]:
@@ -125,6 +132,25 @@ def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
     return _construct(config.spectrum, NAMED["spectrum"])
 
 
+def _with_augmentation(config: ConfigDict, data: TrainingData) -> tuple[TrainingData, Callable[[Array, Array], Array]]:
+    """The data, whose training pictures know how they are drawn on the host, and the augmentation on the device.
+
+    Raises:
+      InputError: an augmentation of pictures meets images that are arrays.
+    """
+    chosen = _construct(config.augmentation, NAMED["augmentation"])
+    if not isinstance(chosen, PictureAugmentation):
+        return data, chosen
+    images = data.train.images
+    if not isinstance(images, ImageSet):
+        raise InputError(
+            f"augmentation.name: {config.augmentation.name!r} is for pictures that are decoded batch by batch, but"
+            f" data.name={config.data.name!r} has arrays"
+        )
+    train = data.train._replace(images=replace(images, augment=chosen))
+    return data._replace(train=train), augmentation.none()
+
+
 def build_constants(config: ConfigDict, model: nn.Module) -> dict[str, Any] | None:
     """The variables of a model that never change, such as pretrained weights; None where it has none."""
     maker = CONSTANTS.get(config.model.name)
@@ -135,6 +161,12 @@ def build_pretrained(config: ConfigDict, model: nn.Module) -> dict[str, Any] | N
     """The variables that training starts from in the place of random ones; None where all are random."""
     maker = PRETRAINED.get(config.model.name)
     return None if maker is None else maker(model, **_options(config.model))
+
+
+def build_frozen(config: ConfigDict, model: nn.Module) -> frozenset[str]:
+    """The names of a model's layers that are not trained."""
+    finder = FROZEN.get(config.model.name)
+    return frozenset() if finder is None else finder(model, **_options(config.model))
 
 
 def _with_cached_features(
@@ -182,8 +214,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
-    constants = build_constants(config, model)
-    data = _with_cached_features(config, model, constants, data)
+    constants, frozen = build_constants(config, model), build_frozen(config, model)
+    data, augment = _with_augmentation(config, _with_cached_features(config, model, constants, data))
     reduction: Any = training.reduction
     example = example_of(data.train.images)
     structure = make_structure(model, correction, reduction, example, training.batch_size, constants, horizon)
@@ -193,9 +225,9 @@ def build_experiment(config: ConfigDict) -> Experiment:
         correction=correction,
         direction=_construct(config.direction, DIRECTIONS, structure),
         schedule=schedule,
-        step_rule=_construct(config.step_rule, NAMED["step_rule"], schedule),
+        step_rule=leaving(_construct(config.step_rule, NAMED["step_rule"], schedule), frozen),
         sampler=sampler,
-        augmentation=_construct(config.augmentation, NAMED["augmentation"]),
+        augmentation=augment,
         horizon=horizon,
         training=training,
         evaluation=evaluation,
@@ -204,6 +236,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         constants=constants,
         num_constants=0 if constants is None else count_stored(constants["frozen"]),
         pretrained=build_pretrained(config, model),
+        frozen=frozen,
     )
 
 

@@ -12,7 +12,21 @@ from typing import Any
 
 from imbal_jax.analysis import options
 from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
-from imbal_jax.data import arrays, augmentation, digits, label_noise, prepared, profiles, samplers, speech
+from imbal_jax.data import (
+    arrays,
+    augmentation,
+    clothing1m,
+    digits,
+    fake_images,
+    image_list,
+    label_noise,
+    pictures,
+    prepared,
+    prepared_pictures,
+    profiles,
+    samplers,
+    speech,
+)
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import (
     attentional_bias,
@@ -79,6 +93,10 @@ NAMED: Mapping[str, Builders] = {
         "digits": digits.digits,
         "arrays": arrays.arrays,
         "tfds": prepared.tfds,
+        "tfds_pictures": prepared_pictures.tfds_pictures,
+        "image_list": image_list.image_list,
+        "clothing1m": clothing1m.clothing1m,
+        "fake_images": fake_images.fake_images,
         "manifest": speech.manifest,
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
@@ -103,7 +121,13 @@ NAMED: Mapping[str, Builders] = {
         "effective_number": samplers.effective_number,
         "minority_in_every_batch": samplers.minority_in_every_batch,
     },
-    "augmentation": {"none": augmentation.none, "crop_flip": augmentation.crop_flip},
+    "augmentation": {
+        "none": augmentation.none,
+        "crop_flip": augmentation.crop_flip,
+        # of pictures, on the host
+        "random_resized_crop": pictures.random_resized_crop,
+        "resize_random_crop": pictures.resize_random_crop,
+    },
     "model": {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,
@@ -139,6 +163,8 @@ PRETRAINED: Builders = {
     "resnet152": bottleneck_weights.pretrained,
     "hubert": hubert_builder.pretrained,
 }
+# (model, the section's options) -> the names of its layers that are not trained.
+FROZEN: Builders = {"resnet50": bottleneck.frozen_layers, "resnet152": bottleneck.frozen_layers}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.

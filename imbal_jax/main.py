@@ -20,7 +20,8 @@ tasks:
   evaluate   restore a run's best parameters and evaluate them on the test set (--workdir)
   predict    write class probabilities for the images of --input to --output (--workdir)
   spectrum   eigenvalue densities of the Hessian by class of a run (--run), as JSON, .npz and figures (--output)
-  export     write the LoRA weights and the head of a run (--workdir) in peft's files (--output, a folder)
+  export     write the LoRA weights and the head of a run (--workdir) in peft's files (--output, a folder), or
+             a ResNet-50 or ResNet-152 under torchvision's names (--output, a new .safetensors file)
   describe   print parameters and class counts as JSON; needs neither weights nor, for well-known sets, data
   check      scan the data set; print class counts per split and every fault as JSON
   prepare    turn cifar-10-binary.tar.gz or cifar-100-binary.tar.gz (--input) into a data directory (--output)

@@ -16,24 +16,24 @@ from imbal_jax.analysis.spectrum_files import spectrum_header, write_spectra
 from imbal_jax.analysis.spectrum_tables import draw_spectra, read_spectrum, table
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
 from imbal_jax.data.arrays import read_images
+from imbal_jax.data.audio import FORMATS
 from imbal_jax.data.corpora import counts
 from imbal_jax.data.dataset import Dataset, faults
+from imbal_jax.data.image_list import PictureFiles
+from imbal_jax.data.image_set import PICTURE_ENDINGS, ImageSet
 from imbal_jax.data.known import known_dataset
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
-from imbal_jax.data.speech import SpeechSource
+from imbal_jax.data.speech import ClipSet, SpeechSource
 from imbal_jax.errors import InputError
+from imbal_jax.models.bottleneck import BottleneckResNet
+from imbal_jax.models.bottleneck_weights import export_resnet
+from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import prediction_lines, results_table
 from imbal_jax.resolve import resolve
-from imbal_jax.speech_tasks import (
-    corpus_report,
-    export_adapter,
-    parameter_counts,
-    predict_recordings,
-    recordings_in,
-)
+from imbal_jax.speech_tasks import clips_of, corpus_report, export_adapter, parameter_counts
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import describe_machine
 from imbal_jax.training.interruption import StopRequest
@@ -72,10 +72,10 @@ def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
 def predict_task(
     config: ConfigDict, workdir: pathlib.Path, images_path: pathlib.Path, output: pathlib.Path, seed: int | None
 ) -> None:
-    """Writes class probabilities for the images of a file, or prints and writes them for sound files.
+    """Writes class probabilities for the images of a file; for recordings or pictures also prints them.
 
     The output holds `probabilities` float32 [n, num_classes], `predictions` int64 [n], `class_names`, and `files` of
-    recordings.
+    recordings or pictures.
 
     Raises:
       InputError: the file holds no images of the shape trained on, or the seed is not one of the run's.
@@ -86,9 +86,8 @@ def predict_task(
     best = best_of_run(programs, workdir, seed)
     progress = best.step / experiment.horizon.total_steps
     if is_streamed(experiment.data.train.images):
-        source, paths = build.build_source(config), recordings_in(images_path)
-        size = experiment.evaluation.batch_size
-        predicted = predict_recordings(programs, source, best, progress, paths, size)  # type: ignore[arg-type]
+        paths, examples = _files_to_predict(config, experiment, images_path)
+        predicted = predict_streamed(programs, examples, best, progress, experiment.evaluation.batch_size)
         print("\n".join(prediction_lines(paths, predicted, experiment.data.class_names)))
         _write_predictions(output, predicted, experiment.data.class_names, files=[str(path) for path in paths])
         return
@@ -105,6 +104,20 @@ def predict_task(
         ]
     )
     _write_predictions(output, predicted, experiment.data.class_names)
+
+
+def _files_to_predict(
+    config: ConfigDict, experiment: Experiment, path: pathlib.Path
+) -> tuple[list[pathlib.Path], ClipSet | ImageSet]:
+    """The files to predict, and what is made of them as of the training set's."""
+    images = experiment.data.train.images
+    if isinstance(images, ImageSet):
+        paths = files_in(path, PICTURE_ENDINGS)
+        pictures = PictureFiles(pathlib.Path(), [str(each) for each in paths], argument="--input")
+        return paths, ImageSet(pictures, np.arange(len(paths)), images.view)
+    paths, source = files_in(path, FORMATS), build.build_source(config)
+    assert isinstance(source, SpeechSource)
+    return paths, clips_of(source, paths)
 
 
 def _write_predictions(output: pathlib.Path, predicted: np.ndarray, class_names: Sequence[str], **more: Any) -> None:
@@ -125,6 +138,12 @@ def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Pat
             f"spectrum.augmentation: {options.augmentation!r} needs a run with augmentation, this has none"
         )
     experiment = build.build_experiment(config)
+    images = experiment.data.train.images
+    if options.augmentation != "none" and isinstance(images, ImageSet) and images.augment is not None:
+        raise InputError(
+            f"spectrum.augmentation: expected 'none' under augmentation.name={config.augmentation.name!r}, which is"
+            f" drawn on the host, got {options.augmentation!r}"
+        )
     seed = _seed(experiment, seed)
     programs = compile_programs(experiment, stacked=False)
     trained = trained_parameters(experiment, programs, workdir, seed, options.checkpoint)
@@ -151,15 +170,23 @@ def spectrum_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Pat
 
 
 def export_task(config: ConfigDict, workdir: pathlib.Path, output: pathlib.Path, seed: int | None) -> None:
-    """Writes the best LoRA weights and head of one seed as an adapter that peft reads.
+    """Writes the best parameters of one seed.
+
+    Of a ResNet for large images a safetensors file with torchvision's names, of a HuBERT with LoRA an adapter that
+    peft reads.
 
     Raises:
-      InputError: the model has no LoRA weights beside frozen ones, the seed is not one of the run's, or the folder
-        holds a model.
+      InputError: the model is none of these or has no LoRA weights beside frozen ones, the seed is not one of the
+        run's, or the file exists or the folder holds a model.
     """
     experiment = build.build_experiment(config)
     seed = _seed(experiment, seed)
     best = best_of_run(compile_programs(experiment, stacked=False), workdir, seed)
+    if isinstance(experiment.model, BottleneckResNet):
+        variables = {"params": best.variables["params"], **best.variables["model_state"]}
+        export_resnet(experiment.model, variables, output)
+        print(f"weights of seed {seed}, step {best.step}, written to {output}")
+        return
     export_adapter(experiment.model, best, config.model.get("path", ""), output)
     print(f"adapter of seed {seed}, step {best.step}, written to {output}")
 
@@ -173,7 +200,8 @@ def describe_task(config: ConfigDict) -> None:
     variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     total = count_parameters(variables["params"])
-    sizes = {"num_params": total, "num_trainable": total}
+    trainable = count_parameters(variables["params"], build.build_frozen(config, model))
+    sizes = {"num_params": total, "num_trainable": trainable}
     if "frozen" in variables:
         sizes = parameter_counts(variables)
     _print_json(
@@ -246,6 +274,8 @@ def check_task(config: ConfigDict) -> int:
         found.append(str(error))
     else:
         found += faults(dataset)
+        for split in dataset.splits.values():
+            found += split.images.faults() if isinstance(split.images, ImageSet) else []
         report |= {"dataset": dataset.name, "class_names": dataset.class_names, "splits": _split_report(dataset)}
         if not found:
             found += _profile_faults(config, dataset, report)

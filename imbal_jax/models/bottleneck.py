@@ -1,7 +1,12 @@
 """ResNet-50 and ResNet-152 for large images, of bottleneck blocks."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import jax
 from flax import linen as nn
 
+from imbal_jax.errors import InputError, not_found
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.models.convolution import Convolution3x3
 from imbal_jax.models.heads import check_classifier, check_images, check_size, classify
@@ -9,6 +14,7 @@ from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool, max_pool_3x3
 from imbal_jax.types import Array
 
+TRAINED = ("all", "last_block", "classifier")
 _EXPANSION = 4  # output channels of a block for each channel of its middle
 # Blocks of the four stages: Table 1 of He et al. 2016.
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}
@@ -61,23 +67,45 @@ class BottleneckResNet(nn.Module):
     width: int
     classifier: str
     zero_last_scale: bool
+    trained: str
+
+    @property
+    def num_frozen(self) -> int:
+        """How many of the parts, the stem and then the blocks, are not trained."""
+        blocks = sum(self.blocks)
+        return {"all": 0, "last_block": blocks, "classifier": blocks + 1}[self.trained]
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes] and features."""
         check_images(images)
+        frozen = self.num_frozen
         stem = nn.Conv(
             self.width, (7, 7), 2, padding=3, use_bias=False, kernel_init=kaiming_normal("fan_out"), name="convolution"
         )
-        hidden = max_pool_3x3(nn.relu(BatchNorm(name="norm")(stem(images), train)))
+        hidden = max_pool_3x3(nn.relu(BatchNorm(name="norm")(stem(images), train and frozen < 1)))
+        for part, (name, channels, stride) in enumerate(self._parts(), start=1):
+            if part == frozen:
+                hidden = jax.lax.stop_gradient(hidden)
+            hidden = BottleneckBlock(channels, stride, self.zero_last_scale, name=name)(
+                hidden, train and part >= frozen
+            )
+        if frozen > sum(self.blocks):
+            hidden = jax.lax.stop_gradient(hidden)
+        features = global_average_pool(hidden)
+        return classify(features, self.classifier, self.num_classes), features
+
+    def _parts(self) -> Iterator[tuple[str, int, int]]:
+        """Name, channels and stride of every block."""
         for stage, blocks in enumerate(self.blocks, start=1):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
-                channels = self.width * 2 ** (stage - 1)
-                made = BottleneckBlock(channels, stride, self.zero_last_scale, name=f"stage{stage}_block{block}")
-                hidden = made(hidden, train)
-        features = global_average_pool(hidden)
-        return classify(features, self.classifier, self.num_classes), features
+                yield f"stage{stage}_block{block}", self.width * 2 ** (stage - 1), stride
+
+    def frozen_layers(self) -> frozenset[str]:
+        """The names of the layers and blocks whose parameters training leaves as they are."""
+        names = [("convolution", "norm"), *((name,) for name, _, _ in self._parts())]
+        return frozenset(name for part in names[: self.num_frozen] for name in part)
 
 
 def resnet50(
@@ -86,6 +114,7 @@ def resnet50(
     width: int = 64,
     classifier: str = "linear",
     zero_last_scale: bool = False,
+    trained: str = "all",
     weights: str = "",
     weights_classifier: bool = False,
 ) -> nn.Module:
@@ -101,6 +130,8 @@ def resnet50(
       classifier: "linear" or "cosine".
       zero_last_scale: start every block as its shortcut, with a scale of 0 in its last normalisation (Goyal et al.
         2017, 5.1); torchvision's zero_init_residual.
+      trained: "all"; "last_block" for the last block and the classifier, or "classifier" alone. The rest keeps its
+        weights and its running statistics, by which it normalises in training as well.
       weights: a safetensors file with pretrained weights under torchvision's names, from which training starts, see
         `imbal_jax.models.bottleneck_weights`; empty for random ones.
       weights_classifier: also take the classifier from that file, which must have as many classes.
@@ -114,7 +145,7 @@ def resnet50(
       InputError: an argument is out of its range; when applied, the images are not of the shape above.
     """
     del weights, weights_classifier  # of `bottleneck_weights.pretrained`
-    return _resnet("resnet50", num_classes, width, classifier, zero_last_scale)
+    return _resnet("resnet50", num_classes, width, classifier, zero_last_scale, trained)
 
 
 def resnet152(
@@ -123,6 +154,7 @@ def resnet152(
     width: int = 64,
     classifier: str = "linear",
     zero_last_scale: bool = False,
+    trained: str = "all",
     weights: str = "",
     weights_classifier: bool = False,
 ) -> nn.Module:
@@ -135,6 +167,7 @@ def resnet152(
       width: see `resnet50`, as all others.
       classifier: "linear" or "cosine".
       zero_last_scale: start every block as its shortcut.
+      trained: "all", "last_block" or "classifier".
       weights: a file of pretrained weights; empty for random ones.
       weights_classifier: also take the classifier from that file.
 
@@ -142,11 +175,21 @@ def resnet152(
       InputError: an argument is out of its range; when applied, the images are not of the shape above.
     """
     del weights, weights_classifier
-    return _resnet("resnet152", num_classes, width, classifier, zero_last_scale)
+    return _resnet("resnet152", num_classes, width, classifier, zero_last_scale, trained)
 
 
-def _resnet(name: str, num_classes: int, width: int, classifier: str, zero_last_scale: bool) -> BottleneckResNet:
+def frozen_layers(model: BottleneckResNet, **options: Any) -> frozenset[str]:
+    """The names of a model's layers and blocks that are not trained; `options` are those of its builder."""
+    del options
+    return model.frozen_layers()
+
+
+def _resnet(
+    name: str, num_classes: int, width: int, classifier: str, zero_last_scale: bool, trained: str
+) -> BottleneckResNet:
     """A model, once its arguments are checked."""
     check_classifier(num_classes, classifier)
     check_size("width", width)
-    return BottleneckResNet(num_classes, BLOCKS[name], width, classifier, zero_last_scale)
+    if trained not in TRAINED:
+        raise InputError(f"model.trained: {not_found(trained, TRAINED)}")
+    return BottleneckResNet(num_classes, BLOCKS[name], width, classifier, zero_last_scale, trained)

@@ -27,28 +27,21 @@ _LAYERS = {
 _VALUES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def pretrained(
-    model: nn.Module, *, weights: str, weights_classifier: bool, classifier: str, **options: Any
-) -> PyTree | None:
+def pretrained(model: nn.Module, *, weights: str, weights_classifier: bool, **options: Any) -> PyTree | None:
     """The variables that training starts from in the place of random ones; None where all are random.
 
     Args:
       model: of `imbal_jax.models.bottleneck.resnet50` or `resnet152`.
       weights: the safetensors file; empty for none.
       weights_classifier: take its classifier as well.
-      classifier: the kind of the model's.
       **options: the others of the builders, which the model has.
 
     Raises:
-      InputError: see `load_resnet`; or a cosine classifier is to start from the file's, which is linear.
+      InputError: see `load_resnet`; or a classifier is asked for without a file.
     """
     del options
     if weights_classifier and not weights:
         raise InputError("model.weights_classifier: needs a file in model.weights, got ''")
-    if weights_classifier and classifier != "linear":
-        raise InputError(
-            f"model.weights_classifier: expected model.classifier='linear', as the file's is, got {classifier!r}"
-        )
     return load_resnet(weights, model, with_classifier=weights_classifier) if weights else None
 
 
@@ -91,23 +84,27 @@ def load_resnet(path: str | pathlib.Path, model: nn.Module, *, with_classifier: 
     return variables
 
 
-def export_resnet(model: nn.Module, variables: PyTree, path: str | pathlib.Path) -> None:
-    """Writes a ResNet with a linear classifier to a safetensors file with torchvision's names.
+def export_resnet(model: nn.Module, variables: PyTree, file: str | pathlib.Path) -> None:
+    """Writes a ResNet to a safetensors file with torchvision's names.
 
     Args:
       model: whose variables they are.
       variables: {"params": ..., "batch_stats": ...}.
-      path: of the file, which is replaced if it exists.
+      file: to write, *.safetensors.
 
     Raises:
-      InputError: the variables are not those of the model.
+      InputError: the file exists or has another ending, or the variables are not those of the model.
     """
+    file = pathlib.Path(file)
+    if file.suffix != ".safetensors" or file.exists():
+        raise InputError(f"--output: expected a new file that ends in .safetensors, got {file}")
     leaves = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]}
     layout = _layout(model)
     check_names("variables", map("/".join, leaves), {"/".join(entry.path) for entry in layout.values()})
     tensors = {name: np.ascontiguousarray(_to_torch(np.asarray(leaves[entry.path]))) for name, entry in layout.items()}
     check_values("variables", tensors, {name: entry.shape for name, entry in layout.items()})
-    save_file(tensors, path, metadata={"format": "pt"})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 class _Entry(NamedTuple):

@@ -109,7 +109,7 @@ def _cell(summary: Mapping[str, Any], mean: float | None, column: str, best: flo
 
 
 def prediction_lines(paths: Sequence[Any], probabilities: Any, class_names: Sequence[str]) -> list[str]:
-    """A line for every file: its likeliest class, and the probabilities of all, the likeliest first.
+    """A line for every file: its likeliest class, and the probabilities of the ten likeliest, in that order.
 
     Args:
       paths: n of them.
@@ -118,6 +118,6 @@ def prediction_lines(paths: Sequence[Any], probabilities: Any, class_names: Sequ
     """
     lines = []
     for path, row in zip(paths, probabilities, strict=True):
-        ranked = sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])
+        ranked = sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])[:10]
         lines.append(f"{path}: {ranked[0][0]} ({', '.join(f'{name} {value:.3f}' for name, value in ranked)})")
     return lines

@@ -82,6 +82,7 @@ class RecordOptions(NamedTuple):
       curvature_micro_batch: examples in one product.
       tensorboard: write TensorBoard events.
       figures: write learning curves and confusion matrices as PNG and PDF.
+      confusion: keep the confusion matrix of the test set in the results; of thousands of classes it is too large.
     """
 
     class_gradient_norms: bool = False
@@ -93,6 +94,7 @@ class RecordOptions(NamedTuple):
     curvature_micro_batch: int = 32
     tensorboard: bool = True
     figures: bool = True
+    confusion: bool = True
 
 
 class Experiment(NamedTuple):
@@ -113,6 +115,7 @@ class Experiment(NamedTuple):
     seeds: tuple[int, ...]
     constants: PyTree | None = None  # collections of variables that never change
     num_constants: int = 0  # parameters among them, as the file has them that they come from
+    frozen: frozenset[str] = frozenset()  # names of layers that training leaves as they are
     pretrained: PyTree | None = None  # what training starts from in the place of random variables
 
 

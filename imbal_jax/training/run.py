@@ -91,7 +91,7 @@ def _test(
         params = one.best.variables["params"]
         result = {
             "num_params": count_parameters(params) + experiment.num_constants,
-            "num_trainable": count_parameters(params),
+            "num_trainable": count_parameters(params, experiment.frozen),
             "class_counts": experiment.data.counts.counts,
             **tested,
             **noisy,
@@ -100,7 +100,7 @@ def _test(
         }
         folder = seed_folder(workdir, seed)
         if experiment.record.figures:
-            _draw(experiment, folder, tested["test/confusion"])
+            _draw(experiment, folder, tested.get("test/confusion"))
         write_json(folder / "result.json", result)
 
 
@@ -147,16 +147,18 @@ def noise_metrics(experiment: Experiment, programs: Programs, bests: list[Best])
 
 
 def _split_metrics(experiment: Experiment, programs: Programs, bests: list[Best], split: Split) -> list[dict[str, Any]]:
-    """Metrics of a split for every seed, with the confusion matrix."""
+    """Metrics of a split for every seed, with the confusion matrix if it is to be kept."""
     # The correction is that of the moment the parameters are from: its predictive logits belong to them.
     progress = join_seeds([np.float32(best.step / experiment.horizon.total_steps) for best in bests])
     variables = programs.place(join_seeds([best.variables for best in bests]))
     placed = programs.place_split(split)
     sums = read_sums(programs.evaluate(variables["params"], variables["model_state"], progress, placed))
-    return [
-        {**split_metrics(experiment, one), "confusion": one.confusion.astype(int).tolist()}
-        for one in split_seeds(sums, len(bests))
-    ]
+    seeds = split_seeds(sums, len(bests))
+    found = [split_metrics(experiment, one) for one in seeds]
+    if experiment.record.confusion:
+        for metrics, one in zip(found, seeds, strict=True):
+            metrics["confusion"] = one.confusion.astype(int).tolist()
+    return found
 
 
 def best_of_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Best:
@@ -188,10 +190,11 @@ def restored_run(programs: Programs, workdir: pathlib.Path, seed: int) -> Restor
     return restored[0]
 
 
-def _draw(experiment: Experiment, folder: pathlib.Path, confusion: list[list[int]]) -> None:
+def _draw(experiment: Experiment, folder: pathlib.Path, confusion: list[list[int]] | None) -> None:
     """Writes the figures of one seed."""
     names = experiment.data.class_names
-    figures.save_figure(figures.confusion_figure(confusion, names), folder / "figures" / "confusion")
+    if confusion is not None:
+        figures.save_figure(figures.confusion_figure(confusion, names), folder / "figures" / "confusion")
     if experiment.record.class_gradient_norms:
         drawn = figures.class_gradient_norms_figure(read(folder / "metrics.jsonl"), names)
         figures.save_figure(drawn, folder / "figures" / "class_gradient_norms")

@@ -101,6 +101,6 @@ def join_seeds(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if len(trees) > 1 else trees[0]
 
 
-def count_parameters(params: Params) -> int:
-    """The number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def count_parameters(params: Params, frozen: frozenset[str] = frozenset()) -> int:
+    """The number of parameters but for those of some layers, by their names at the top of the tree."""
+    return sum(leaf.size for name, each in params.items() if name not in frozen for leaf in jax.tree.leaves(each))

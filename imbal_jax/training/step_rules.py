@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from imbal_jax.errors import InputError, check_number
-from imbal_jax.types import Params
+from imbal_jax.types import Params, PyTree
 
 
 def sgd(
@@ -102,6 +102,23 @@ def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransfo
         return updates, _Moments(first, second)
 
     return optax.GradientTransformation(init, update)
+
+
+def leaving(step_rule: optax.GradientTransformation, frozen: frozenset[str]) -> optax.GradientTransformation:
+    """The step rule for all but some layers, which stay as they are: neither steps nor decay reach them.
+
+    Args:
+      step_rule: for the others.
+      frozen: names at the top of the tree of parameters.
+    """
+
+    def labels(params: Params) -> PyTree:
+        return {
+            name: jax.tree.map(lambda _: "frozen" if name in frozen else "trained", each)  # noqa: B023
+            for name, each in params.items()
+        }
+
+    return optax.multi_transform({"trained": step_rule, "frozen": optax.set_to_zero()}, labels) if frozen else step_rule
 
 
 def _decay(weight_decay: float, decay_vectors: bool) -> list[optax.GradientTransformation]:

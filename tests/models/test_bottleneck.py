@@ -120,7 +120,7 @@ def test_layers_have_torchvision_s_names_and_strides():
 @pytest.mark.parametrize("shape", [(2, 33, 38, 3), (1, 64, 64, 3)])
 def test_a_network_is_the_one_written_here(shape):
     blocks = (1, 2, 1, 1)
-    model = BottleneckResNet(3, blocks, 2, "linear", False)
+    model = BottleneckResNet(3, blocks, 2, "linear", False, "all")
     images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     variables = random_variables(model, images)
     apply = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK)
@@ -199,3 +199,40 @@ def test_bad_arguments_are_refused(builder):
         builder(3, classifier="mlp")
     with pytest.raises(InputError, match="num_classes: expected a whole number >= 2, got 1"):
         builder(1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "moving"),
+    [("last_block", {"stage4_block1", "classifier"}), ("classifier", {"classifier"}), ("all", None)],
+)
+def test_what_is_not_trained_has_no_gradient_and_keeps_its_statistics(trained, moving):
+    model = BottleneckResNet(3, (1, 1, 1, 1), 1, "linear", False, trained)
+    images = np.random.default_rng(3).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    variables = random_variables(model, images)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def gradient(params):
+        def loss(params):
+            (logits, _), new = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(logits**2), new["batch_stats"]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, statistics = gradient(variables["params"])
+    moving = set(variables["params"]) if moving is None else moving
+    assert model.frozen_layers() == set(variables["params"]) - moving
+    for name, each in gradients.items():
+        assert all(bool((leaf != 0).any()) == (name in moving) for leaf in jax.tree.leaves(each)), name
+    for name, before in variables["batch_stats"].items():
+        after = jax.tree.leaves(statistics[name])
+        changed = [bool((a != b).any()) for a, b in zip(jax.tree.leaves(before), after, strict=True)]
+        assert all(changed) if name in moving else not any(changed), name
+
+
+def test_frozen_layers_of_the_published_networks():
+    last = resnet152(3, trained="last_block").frozen_layers()
+    assert {"convolution", "norm", "stage1_block1", "stage3_block36", "stage4_block2"} <= last
+    assert resnet152(3, trained="classifier").frozen_layers() - last == {"stage4_block3"}
+    assert resnet50(3).frozen_layers() == frozenset()
+    with pytest.raises(InputError, match=r"model\.trained: no 'fc'"):
+        resnet50(3, trained="fc")

@@ -10,7 +10,7 @@ from imbal_jax.models.bottleneck import BottleneckResNet
 from imbal_jax.models.bottleneck_weights import export_resnet, load_resnet, pretrained
 from tests.models.test_bottleneck import random_variables
 
-MODEL = BottleneckResNet(3, (1, 2, 1, 1), 2, "linear", False)
+MODEL = BottleneckResNet(3, (1, 2, 1, 1), 2, "linear", False, "all")
 OPTIONS = {"width": 2, "zero_last_scale": False}
 
 
@@ -26,6 +26,7 @@ def stored(variables, tmp_path):
     export_resnet(MODEL, variables, file)
     tensors = load_file(file)
     counters = {name.replace("running_mean", "num_batches_tracked"): np.int64(7) for name in tensors if "_mean" in name}
+    file.unlink()
     save_file(tensors | {name: np.asarray(value) for name, value in counters.items()}, file)
     return file
 
@@ -54,7 +55,7 @@ def test_kernels_have_pytorch_s_order_of_axes(stored, variables):
 def test_the_classifier_is_left_out_unless_asked_for(stored, variables):
     found = load_resnet(stored, MODEL, with_classifier=False)
     assert set(variables["params"]) - set(found["params"]) == {"classifier"}
-    other = BottleneckResNet(5, (1, 2, 1, 1), 2, "cosine", False)
+    other = BottleneckResNet(5, (1, 2, 1, 1), 2, "cosine", False, "all")
     jax.tree.map(np.testing.assert_array_equal, load_resnet(stored, other, with_classifier=False), found)
     without = changed(stored, lambda tensors: [tensors.pop(name) for name in ("fc.weight", "fc.bias")])
     jax.tree.map(np.testing.assert_array_equal, load_resnet(without, MODEL, with_classifier=False), found)
@@ -99,9 +100,21 @@ def test_other_variables_are_not_written(variables, tmp_path):
         export_resnet(MODEL, {"params": variables["params"]}, tmp_path / "x.safetensors")
 
 
-def test_options_that_do_not_go_together_are_refused(stored):
+def test_a_classifier_without_a_file_is_refused(variables, stored):
     with pytest.raises(InputError, match=r"weights_classifier: needs a file in model\.weights"):
-        pretrained(MODEL, weights="", weights_classifier=True, classifier="linear", **OPTIONS)
-    with pytest.raises(InputError, match=r"expected model\.classifier='linear', as the file's is, got 'cosine'"):
-        pretrained(MODEL, weights=str(stored), weights_classifier=True, classifier="cosine", **OPTIONS)
-    assert pretrained(MODEL, weights="", weights_classifier=False, classifier="cosine", **OPTIONS) is None
+        pretrained(MODEL, weights="", weights_classifier=True, **OPTIONS)
+    assert pretrained(MODEL, weights="", weights_classifier=False, **OPTIONS) is None
+    found = pretrained(MODEL, weights=str(stored), weights_classifier=True, **OPTIONS)
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+
+
+def test_a_linear_classifier_is_no_cosine_classifier(stored):
+    cosine = BottleneckResNet(3, (1, 2, 1, 1), 2, "cosine", False, "all")
+    with pytest.raises(InputError, match=r"has unexpected fc\.bias$"):
+        load_resnet(stored, cosine, with_classifier=True)
+
+
+def test_an_existing_file_is_not_replaced(stored, variables, tmp_path):
+    for file in (stored, tmp_path / "resnet.bin"):
+        with pytest.raises(InputError, match=r"^--output: expected a new file that ends in \.safetensors, got "):
+            export_resnet(MODEL, variables, file)

@@ -222,3 +222,24 @@ def test_the_clipped_norm_is_global():
 def test_refuses(build, options, message):
     with pytest.raises(InputError, match=message):
         build(schedule, **options)
+
+
+def test_frozen_layers_are_left_as_they_are():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.full((2,), 3.0), "bias": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda leaf: 0.5 * jnp.ones_like(leaf), params)
+    options = {"momentum": 0.9, "weight_decay": 0.1, "clip_norm": 1.0}
+    rule = step_rules.leaving(step_rules.sgd(lambda count: 0.1, **options), frozenset({"a"}))
+    state, moved = rule.init(params), params
+    for _ in range(3):
+        updates, state = rule.update(gradients, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    np.testing.assert_array_equal(moved["a"]["kernel"], params["a"]["kernel"])
+    # As though the frozen layers were not there, in the clipped norm as well.
+    alone = step_rules.sgd(lambda count: 0.1, **options)
+    state, expected = alone.init({"b": params["b"]}), {"b": params["b"]}
+    for _ in range(3):
+        updates, state = alone.update({"b": gradients["b"]}, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    jax.tree.map(np.testing.assert_array_equal, moved["b"], expected["b"])
+    assert (moved["b"]["kernel"] != params["b"]["kernel"]).all()
+    assert step_rules.leaving(alone, frozenset()) is alone
