@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, weights
-from imbal_jax.data import arrays, augmentation, digits, prepared, profiles, samplers, speech
+from imbal_jax.corrections import compose, conditional, margins, modulations, weights
+from imbal_jax.data import arrays, augmentation, class_groups, digits, prepared, profiles, samplers, speech
 from imbal_jax.data.pipeline import ValidationSplit
 from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.models import cnn, film, hubert_builder, mlp, resnet, speech_cnn, vgg
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -34,6 +34,8 @@ CORRECTIONS: Builders = {
     "logit_adjustment": margins.logit_adjustment,
     "vector_scaling": margins.vector_scaling,
     "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "conditional_vector_scaling": conditional.conditional_vector_scaling,
+    "conditional_focal": conditional.conditional_focal,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
@@ -55,12 +57,14 @@ NAMED: Mapping[str, Builders] = {
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
     },
+    "classes": {"all": class_groups.all_classes, "groups": class_groups.groups},
     "profile": {
         "natural": profiles.natural,
         "balanced": profiles.balanced,
         "dirichlet": profiles.dirichlet,
         "long_tail": profiles.long_tail,
         "step": profiles.step,
+        "binary": profiles.binary,
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
     },
@@ -98,7 +102,7 @@ ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"classes": {"name": "all"}, "spectrum": {"name": "fixed"}}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,
@@ -108,7 +112,11 @@ FIXED: Mapping[str, Callable] = {
 }
 SECTIONS = ("seeds", *NAMED, *FIXED)
 # Options of these types are sections themselves.
-NESTED: Mapping[type, Builders] = {Correction: CORRECTIONS, Direction: DIRECTIONS}
+NESTED: Mapping[type, Builders] = {
+    Correction: CORRECTIONS,
+    Direction: DIRECTIONS,
+    film.FilmOptions: {"film": film.film},
+}
 
 
 def options_of(builder: Callable) -> dict[str, inspect.Parameter]:

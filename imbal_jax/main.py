@@ -63,6 +63,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; prepare, spectrum: a folder"
     )
     parser.add_argument("--seed", type=int, help="predict, spectrum: which of the run's seeds (default: the first)")
+    parser.add_argument(
+        "--condition",
+        default="",
+        metavar="VALUES|METRIC",
+        help="predict: the hyper-parameters to tell a conditional model, as 0.1,2; or those best for a metric (auc)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
     options, rest = parser.parse_known_args(arguments)
     return options, parse_overrides(rest)
@@ -98,7 +104,8 @@ def run(arguments: list[str]) -> int:
         tasks.spectrum_task(config, workdir, options.output, options.seed)
     else:
         output = options.output or workdir / "predictions.npz"
-        tasks.predict_task(config, workdir, _required(options.input, "input", "predict"), output, options.seed)
+        images = _required(options.input, "input", "predict")
+        tasks.predict_task(config, workdir, images, output, options.seed, options.condition)
     return 0
 
 
