@@ -30,7 +30,7 @@ def chain(*corrections: Correction) -> Correction:
             logits = correction.infer(logits, progress)
         return logits
 
-    return Correction(correct, infer, _conditional(corrections, chain))
+    return Correction(correct, infer, conditional=_conditional(corrections, chain))
 
 
 def _conditional(parts: tuple[Correction, ...], combine: Callable[..., Correction]) -> Conditional | None:
@@ -113,4 +113,4 @@ def _switched(at: float, earlier: Correction, after: Correction) -> Correction:
     def infer(logits: Array, progress) -> Array:
         return jnp.where(switched(progress), after.infer(logits, progress), earlier.infer(logits, progress))
 
-    return Correction(correct, infer, _conditional((earlier, after), functools.partial(_switched, at)))
+    return Correction(correct, infer, conditional=_conditional((earlier, after), functools.partial(_switched, at)))

@@ -113,7 +113,7 @@ def with_default(correction: Correction, condition: tuple[float, ...], *, name: 
     """
     conditional = check_condition(correction, condition, name=name)
     member = conditional.at(jnp.asarray(condition))
-    return Correction(member.correct, member.infer, conditional._replace(default=tuple(condition)))
+    return Correction(member.correct, member.infer, conditional=conditional._replace(default=tuple(condition)))
 
 
 def check_condition(correction: Correction, condition: tuple[float, ...], *, name: str) -> Conditional:
@@ -160,7 +160,7 @@ def _family(
     centre = at(jnp.asarray(default))
     names = tuple(densities)
     conditional = Conditional(names, draw, at, default, tuple(intervals[name] for name in names))
-    return Correction(centre.correct, centre.infer, conditional)
+    return Correction(centre.correct, centre.infer, conditional=conditional)
 
 
 def _hyperparameter(name: str, given: tuple[float, ...], interval: str) -> float | LinearDensity:

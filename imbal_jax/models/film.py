@@ -41,7 +41,8 @@ def film(
     Args:
       position: "convolution", on the map after the last one (its normalisation and, in a residual network, the shortcut
         included), as the paper says; or "pooling", on the averages over positions, as in the published code for
-        ResNet-32.
+        ResNet-32. With the ReLU "before" the two are one function there, because averaging commutes with the block; a
+        maximum, which the other networks have in between, does not where sigma is negative.
       activation: at "convolution", where the ReLU stands among the two steps: "before" both, which modulates
         activations (the paper's Eq. 34); "between" the scaling and the shift, ReLU(sigma f) + mu (Eq. 36); or "after"
         both, ReLU(sigma f + mu) (as Perez et al. 2018 place the block).

@@ -126,8 +126,8 @@ def draw_condition(correction: Correction, model_key: Array) -> tuple[Correction
 
 
 def condition_key_of(model_key: Array) -> Array:
-    """The key of the condition of a step, apart from those of its examples and of what these share."""
-    return jax.random.fold_in(model_key, 2**31 + 1)
+    """The key of the condition of a step, apart from those of its examples, of what these share and of directions."""
+    return jax.random.fold_in(model_key, 2**31 + 2)
 
 
 def example_for(model: nn.Module, correction: Correction, example: Any) -> Any:
