@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
+from imbal_jax.corrections import compose, conditional, margins, modulations, noise_robust, weights
 from imbal_jax.data import (
     arrays,
     augmentation,
+    class_groups,
     clothing1m,
     digits,
     fake_images,
@@ -44,6 +45,7 @@ from imbal_jax.models import (
     bottleneck_weights,
     cnn,
     cnn8,
+    film,
     hubert_builder,
     mlp,
     resnet,
@@ -71,6 +73,8 @@ CORRECTIONS: Builders = {
     "minority_weight": weights.minority_weight,
     "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
     "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
+    "conditional_vector_scaling": conditional.conditional_vector_scaling,
+    "conditional_focal": conditional.conditional_focal,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
@@ -101,12 +105,14 @@ NAMED: Mapping[str, Builders] = {
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
     },
+    "classes": {"all": class_groups.all_classes, "groups": class_groups.groups},
     "profile": {
         "natural": profiles.natural,
         "balanced": profiles.balanced,
         "dirichlet": profiles.dirichlet,
         "long_tail": profiles.long_tail,
         "step": profiles.step,
+        "binary": profiles.binary,
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
     },
@@ -168,7 +174,11 @@ FROZEN: Builders = {"resnet50": bottleneck.frozen_layers, "resnet152": bottlenec
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"label_noise": {"name": "none"}, "spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "classes": {"name": "all"},
+    "label_noise": {"name": "none"},
+    "spectrum": {"name": "fixed"},
+}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,
@@ -178,7 +188,11 @@ FIXED: Mapping[str, Callable] = {
 }
 SECTIONS = ("seeds", *NAMED, *FIXED)
 # Options of these types are sections themselves.
-NESTED: Mapping[type, Builders] = {Correction: CORRECTIONS, Direction: DIRECTIONS}
+NESTED: Mapping[type, Builders] = {
+    Correction: CORRECTIONS,
+    Direction: DIRECTIONS,
+    film.FilmOptions: {"film": film.film},
+}
 
 
 def options_of(builder: Callable) -> dict[str, inspect.Parameter]:

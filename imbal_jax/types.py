@@ -62,11 +62,25 @@ class Correction(NamedTuple):
     ``correct(prediction, labels, progress)`` gives a `Corrected`; ``infer(logits, progress)`` gives the logits
     of the trained model's predictive distribution (the raw logits unless the correction scales them).
     ``progress`` is the fraction of training done, in [0, 1], and may be traced.
+
+    A family of corrections to train over has a `conditional`; its own two functions are then those of the member at
+    ``conditional.default``, by which a run is evaluated unless it is told another.
     """
 
     correct: Callable[[Prediction, Array, Array | float], Corrected]
     infer: Callable[[Array, Array | float], Array]
     keeping: Keeping | None = None  # of corrections that remember single examples
+    conditional: "Conditional | None" = None
+
+
+class Conditional(NamedTuple):
+    """A family of corrections by k hyper-parameters, of which every training step draws one member."""
+
+    names: tuple[str, ...]  # of the k hyper-parameters, in the order of a condition
+    draw: Callable[[Array], Array]  # key -> condition [k]
+    at: Callable[[Array], Correction]  # condition [k], which may be traced -> a correction that is not conditional
+    default: tuple[float, ...]  # the condition [k] of evaluation
+    intervals: tuple[str, ...]  # what the k hyper-parameters may be, as `imbal_jax.errors.check_number` reads it
 
 
 class Objective(NamedTuple):
@@ -133,6 +147,13 @@ class Structure(NamedTuple):
     params: Params  # ShapeDtypeStruct leaves, or arrays
     batch: Batch  # likewise
     horizon: Horizon | None = None  # for what changes in the course of the run
+
+
+class Conditioned(NamedTuple):
+    """What a model with a FiLM block receives: its inputs, and the hyper-parameters of the loss that it is to serve."""
+
+    inputs: PyTree  # [batch, ...]
+    condition: Array  # [batch, k], in training the same for all examples of a step
 
 
 class Waveforms(NamedTuple):
