@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from imbal_jax.recipes import SMALL_NETWORKS, classifier_of, correction, parse_method
 
 ADAMW = {"name": "adamw", "weight_decay": 1e-4}
+IEF_LEARNING_RATE = 30.0  # on RAVDESS 10 is slower by validation
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
@@ -30,6 +31,8 @@ def get_config(method: str = "baseline") -> ConfigDict:
     step_rule = {"name": "sgd", "momentum": momentum}
     if chosen.direction == "gradient":
         learning_rate, step_rule = 2e-3, ADAMW
+    elif chosen.direction == "ief":
+        learning_rate = IEF_LEARNING_RATE
     return ConfigDict(
         {
             "seeds": "0",

@@ -11,11 +11,47 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
-from imbal_jax.data import arrays, augmentation, digits, label_noise, prepared, profiles, samplers, speech
+from imbal_jax.corrections import compose, conditional, margins, modulations, noise_robust, weights
+from imbal_jax.data import (
+    arrays,
+    augmentation,
+    class_groups,
+    clothing1m,
+    digits,
+    fake_images,
+    image_list,
+    label_noise,
+    pictures,
+    prepared,
+    prepared_pictures,
+    profiles,
+    samplers,
+    speech,
+)
 from imbal_jax.data.pipeline import ValidationSplit
-from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import basic_resnet, cnn, cnn8, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.directions import (
+    attentional_bias,
+    ekfac,
+    empirical_fisher,
+    gdn,
+    gradient,
+    low_pass,
+    perturbed,
+    sharpness_aware,
+)
+from imbal_jax.models import (
+    basic_resnet,
+    bottleneck,
+    bottleneck_weights,
+    cnn,
+    cnn8,
+    film,
+    hubert_builder,
+    mlp,
+    resnet,
+    speech_cnn,
+    vgg,
+)
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -37,6 +73,8 @@ CORRECTIONS: Builders = {
     "minority_weight": weights.minority_weight,
     "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
     "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
+    "conditional_vector_scaling": conditional.conditional_vector_scaling,
+    "conditional_focal": conditional.conditional_focal,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
@@ -46,6 +84,11 @@ DIRECTIONS: Builders = {
     "improved_empirical_fisher": empirical_fisher.improved_empirical_fisher,
     "gdn": gdn.gdn,
     "ekfac": ekfac.ekfac,
+    "sharpness_aware": sharpness_aware.sharpness_aware,
+    "perturbed": perturbed.perturbed,
+    "low_pass": low_pass.low_pass,
+    "attentional_bias": attentional_bias.attentional_bias,
+    "exponentiated_gradient": attentional_bias.exponentiated_gradient,
 }
 
 # Sections that choose a builder by name.
@@ -54,16 +97,22 @@ NAMED: Mapping[str, Builders] = {
         "digits": digits.digits,
         "arrays": arrays.arrays,
         "tfds": prepared.tfds,
+        "tfds_pictures": prepared_pictures.tfds_pictures,
+        "image_list": image_list.image_list,
+        "clothing1m": clothing1m.clothing1m,
+        "fake_images": fake_images.fake_images,
         "manifest": speech.manifest,
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
     },
+    "classes": {"all": class_groups.all_classes, "groups": class_groups.groups},
     "profile": {
         "natural": profiles.natural,
         "balanced": profiles.balanced,
         "dirichlet": profiles.dirichlet,
         "long_tail": profiles.long_tail,
         "step": profiles.step,
+        "binary": profiles.binary,
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
     },
@@ -78,7 +127,13 @@ NAMED: Mapping[str, Builders] = {
         "effective_number": samplers.effective_number,
         "minority_in_every_batch": samplers.minority_in_every_batch,
     },
-    "augmentation": {"none": augmentation.none, "crop_flip": augmentation.crop_flip},
+    "augmentation": {
+        "none": augmentation.none,
+        "crop_flip": augmentation.crop_flip,
+        # of pictures, on the host
+        "random_resized_crop": pictures.random_resized_crop,
+        "resize_random_crop": pictures.resize_random_crop,
+    },
     "model": {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,
@@ -87,6 +142,8 @@ NAMED: Mapping[str, Builders] = {
         "resnet18": basic_resnet.resnet18,
         "resnet32": resnet.resnet32,
         "resnet34": basic_resnet.resnet34,
+        "resnet50": bottleneck.resnet50,
+        "resnet152": bottleneck.resnet152,
         "hubert": hubert_builder.hubert,
         "speech_cnn": speech_cnn.speech_cnn,
     },
@@ -106,10 +163,22 @@ NAMED: Mapping[str, Builders] = {
 CONSTANTS: Builders = {"hubert": hubert_builder.frozen_weights}
 # (model, these collections, the section's options) -> what makes the features that are kept in the place of clips.
 ENCODERS: Builders = {"hubert": hubert_builder.frozen_encoder}
+# (model, the section's options) -> variables that training starts from in the place of random ones, or None.
+PRETRAINED: Builders = {
+    "resnet50": bottleneck_weights.pretrained,
+    "resnet152": bottleneck_weights.pretrained,
+    "hubert": hubert_builder.pretrained,
+}
+# (model, the section's options) -> the names of its layers that are not trained.
+FROZEN: Builders = {"resnet50": bottleneck.frozen_layers, "resnet152": bottleneck.frozen_layers}
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"label_noise": {"name": "none"}, "spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "classes": {"name": "all"},
+    "label_noise": {"name": "none"},
+    "spectrum": {"name": "fixed"},
+}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,
@@ -119,7 +188,11 @@ FIXED: Mapping[str, Callable] = {
 }
 SECTIONS = ("seeds", *NAMED, *FIXED)
 # Options of these types are sections themselves.
-NESTED: Mapping[type, Builders] = {Correction: CORRECTIONS, Direction: DIRECTIONS}
+NESTED: Mapping[type, Builders] = {
+    Correction: CORRECTIONS,
+    Direction: DIRECTIONS,
+    film.FilmOptions: {"film": film.film},
+}
 
 
 def options_of(builder: Callable) -> dict[str, inspect.Parameter]:

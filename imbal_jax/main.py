@@ -20,6 +20,8 @@ tasks:
   evaluate   restore a run's best parameters and evaluate them on the test set (--workdir)
   predict    write class probabilities for the images of --input to --output (--workdir)
   spectrum   eigenvalue densities of the Hessian by class of a run (--run), as JSON, .npz and figures (--output)
+  export     write the LoRA weights and the head of a run (--workdir) in peft's files (--output, a folder), or
+             a ResNet-50 or ResNet-152 under torchvision's names (--output, a new .safetensors file)
   describe   print parameters and class counts as JSON; needs neither weights nor, for well-known sets, data
   check      scan the data set; print class counts per split and every fault as JSON
   prepare    turn cifar-10-binary.tar.gz or cifar-100-binary.tar.gz (--input) into a data directory (--output)
@@ -35,6 +37,7 @@ examples:
   python -m imbal_jax.main --task=predict --workdir=runs/digits --input=images.npz --output=probabilities.npz
   python -m imbal_jax.main --task=spectrum --run=runs/digits --config.spectrum.classes=0,8
   python -m imbal_jax.main --config=configs/cifar10_vgg11.py --task=describe
+  python -m imbal_jax.main --task=export --workdir=runs/crema_d --output=adapters/crema_d
 
 A run that is killed continues when the same command is given again.
 exit status: 0 done, 1 faults found by check, 2 bad input, 3 non-finite loss, 85 interrupted and saved
@@ -52,7 +55,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    tasks = ("train", "evaluate", "predict", "spectrum", "describe", "check", "prepare")
+    tasks = ("train", "evaluate", "predict", "spectrum", "export", "describe", "check", "prepare")
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file; by default that of the run folder")
     parser.add_argument("--task", choices=tasks, default="train", help="what to do (default: train)")
     parser.add_argument("--workdir", "--run", type=pathlib.Path, metavar="DIR", help="the run folder")
@@ -60,9 +63,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "--input", type=pathlib.Path, metavar="FILE", help="predict: an .npz with images x; prepare: an archive"
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; prepare, spectrum: a folder"
+        "--output", type=pathlib.Path, metavar="PATH", help="predict: the .npz to write; others: a folder"
     )
-    parser.add_argument("--seed", type=int, help="predict, spectrum: which of the run's seeds (default: the first)")
+    parser.add_argument(
+        "--seed", type=int, help="predict, spectrum, export: which of the run's seeds (default: the first)"
+    )
+    parser.add_argument(
+        "--condition",
+        default="",
+        metavar="VALUES|METRIC",
+        help="predict: the hyper-parameters to tell a conditional model, as 0.1,2; or those best for a metric (auc)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
     options, rest = parser.parse_known_args(arguments)
     return options, parse_overrides(rest)
@@ -96,9 +107,12 @@ def run(arguments: list[str]) -> int:
         tasks.evaluate_task(config, workdir)
     elif options.task == "spectrum":
         tasks.spectrum_task(config, workdir, options.output, options.seed)
+    elif options.task == "export":
+        tasks.export_task(config, workdir, _required(options.output, "output", "export"), options.seed)
     else:
         output = options.output or workdir / "predictions.npz"
-        tasks.predict_task(config, workdir, _required(options.input, "input", "predict"), output, options.seed)
+        images = _required(options.input, "input", "predict")
+        tasks.predict_task(config, workdir, images, output, options.seed, options.condition)
     return 0
 
 
@@ -111,7 +125,7 @@ def _config(options: argparse.Namespace, overrides: dict[str, str]):
     from imbal_jax.training.folders import config_differences, read_config
 
     stored = None
-    if options.task in ("evaluate", "predict", "spectrum"):
+    if options.task in ("evaluate", "predict", "spectrum", "export"):
         stored = read_config(_required(options.workdir, "workdir", options.task))
     if options.config is None:
         if options.workdir is None:

@@ -53,6 +53,9 @@ SPEECH_METHODS = (
     *("baseline", "sampler", "focal", "alpha_focal", "inverse_frequency", "class_balanced", "ldam", "ldam_drw"),
     *("influence_balanced", *(f"{direction}_{variant}" for direction in _SPEECH_DIRECTIONS for variant in _VARIANTS)),
 )
+# SAM's step schedule in the published code of Rangwani et al. 2022, for 200 epochs; of large sets their text gives 0.05
+# at first and an increase by steps.
+STEPPED_SAM = {"name": "sharpness_aware", "rho": 0.05, "boundaries": (5.0, 160.0, 180.0), "rhos": (0.1, 0.5, 0.6)}
 
 
 class Method(NamedTuple):
@@ -141,7 +144,13 @@ def schedule(method: Method, learning_rate: float, *, at: float = 0.5, factor: f
 
 
 def correction(
-    method: str, *, at: float = 0.5, deferred_weight: dict[str, Any] | None = None, cosines: bool = True
+    method: str,
+    *,
+    at: float = 0.5,
+    deferred_weight: dict[str, Any] | None = None,
+    cosines: bool = True,
+    max_margin: float = 0.5,
+    beta: float = 0.999,
 ) -> dict[str, Any]:
     """The config section of a correction.
 
@@ -152,11 +161,13 @@ def correction(
       deferred_weight: the section of the weights that are deferred; inverse frequency, as in the thesis, by default.
       cosines: whether logits are cosines. Otherwise LDAM's margins are in logits as they are, as the thesis writes it,
         3.4, rather than in cosines times 30.
+      max_margin: LDAM's largest; 0.5 on CIFAR, 0.3 on ImageNet-LT and iNaturalist (Cao et al. 2019).
+      beta: of class-balanced weights that are not deferred; 0.999 in the thesis.
 
     Raises:
       InputError: there is no such method; the nearest are named.
     """
-    ldam = {"name": "ldam", "max_margin": 0.5, "scale": 30.0 if cosines else 1.0}
+    ldam = {"name": "ldam", "max_margin": max_margin, "scale": 30.0 if cosines else 1.0}
     reweighting = {"name": "deferred", "at": at, "after": deferred_weight or {"name": "inverse_frequency"}}
     influence = {"name": "influence_balanced", "alpha": 1000.0}
     sections = {
@@ -165,7 +176,7 @@ def correction(
         "alpha_focal": {"name": "alpha_focal", "gamma": 2.0},
         "inverse_frequency": {"name": "inverse_frequency"},  # IRW
         "drw": reweighting,
-        "class_balanced": {"name": "class_balanced", "beta": 0.999},
+        "class_balanced": {"name": "class_balanced", "beta": beta},
         "ldam": ldam,
         "ldam_drw": {"name": "composed", "margin": ldam, "weight": reweighting},
         "influence_balanced": {"name": "deferred", "at": at, "after": influence},

@@ -1,24 +1,20 @@
-"""What the command line does with recordings rather than images: scan them, count a HuBERT, predict."""
+"""What the command line does with recordings rather than images: scan them, count a HuBERT, load, export."""
 
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
-from imbal_jax.data.audio import FORMATS
 from imbal_jax.data.audio_faults import report_lines, scan
 from imbal_jax.data.clips import load_clips
+from imbal_jax.data.corpora import counts
 from imbal_jax.data.crema_d import lfs_pointers, missing_audio
-from imbal_jax.data.dataset import Split
-from imbal_jax.data.manifest import counts
 from imbal_jax.data.speech import ClipSet, SpeechSource
 from imbal_jax.errors import InputError
-from imbal_jax.models.adapters import count_as_peft
+from imbal_jax.models.adapters import count_as_peft, write_adapter
+from imbal_jax.models.hubert import HubertClassifier
 from imbal_jax.models.hubert_weights import count_stored
 from imbal_jax.training.loop import Best
-from imbal_jax.training.programs import Programs
-from imbal_jax.training.streaming import host_split
 from imbal_jax.types import PyTree
 
 _SHOWN = 10  # missing files named
@@ -76,44 +72,33 @@ def parameter_counts(variables: PyTree) -> dict[str, int]:
     }
 
 
-def recordings_in(path: pathlib.Path) -> list[pathlib.Path]:
-    """A sound file, or those in a folder, sorted.
-
-    Raises:
-      InputError: there is none.
-    """
-    if not path.is_dir():
-        return [path]
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in FORMATS)
-    if not found:
-        raise InputError(f"--input: expected files of {', '.join(FORMATS)} in {path}, found none")
-    return found
-
-
-def predict_recordings(
-    programs: Programs, source: SpeechSource, best: Best, progress: float, paths: list[pathlib.Path], batch_size: int
-) -> np.ndarray:
-    """Class probabilities of recordings, float32 [files, num_classes].
+def export_adapter(model: Any, best: Best, base_model: str, folder: pathlib.Path) -> None:
+    """Writes trained LoRA weights and a head in peft's files, see `write_adapter`.
 
     Args:
-      programs: of the run, compiled for one seed.
-      source: what is made of recordings.
+      model: of the run.
       best: the parameters.
-      progress: the moment of training that they are from.
-      paths: sound files.
-      batch_size: most at once.
+      base_model: where the frozen weights came from; "" for random ones.
+      folder: made if it does not exist.
+
+    Raises:
+      InputError: the model is no HuBERT with LoRA over frozen weights, or its head is not one that peft's files hold;
+        or the folder holds a model.
+    """
+    if not isinstance(model, HubertClassifier):
+        raise InputError(f"model.name: expected 'hubert' to export an adapter, got a run of {type(model).__name__}")
+    if model.blueprint.lora is None or not model.blueprint.frozen or model.weighted_layer_sum:
+        raise InputError(
+            "config.model: expected lora_rank >= 1, frozen=true and weighted_layer_sum=false to export an adapter:"
+            " peft's files hold LoRA weights and the head alone"
+        )
+    write_adapter(folder, best.variables["params"], model.blueprint.lora, base_model=base_model or None)
+
+
+def clips_of(source: SpeechSource, paths: list[pathlib.Path]) -> ClipSet:
+    """The clips of sound files, made as those of a corpus.
 
     Raises:
       InputError: files are faulty, all of them named.
     """
-    clips = ClipSet(load_clips(paths, source.options), np.arange(len(paths)), source.num_buckets)
-    split = host_split(Split(clips, np.zeros(len(paths), np.int32)), batch_size, clips.buckets(1))
-    params, model_state = best.variables["params"], best.variables["model_state"]
-    found: np.ndarray | None = None
-    for i, (rows, counted) in enumerate(zip(split.rows, split.counted, strict=True)):
-        inputs, _, _ = split.batch(i)
-        told = np.asarray(jax.device_get(programs.probabilities(params, model_state, np.float32(progress), inputs)))
-        found = np.zeros((len(paths), told.shape[1]), np.float32) if found is None else found
-        found[rows[counted > 0]] = told[counted > 0]
-    assert found is not None
-    return found
+    return ClipSet(load_clips(paths, source.options), np.arange(len(paths)), source.num_buckets)

@@ -5,17 +5,27 @@ import json
 import logging
 import shutil
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from imbal_jax.build import build_experiment
 from imbal_jax.config import load_config
 from imbal_jax.data.crema_d import CLASS_NAMES, PUBLISHED_COUNTS
+from imbal_jax.errors import InputError
 from imbal_jax.main import EXIT_INPUT, guarded, run
+from imbal_jax.models import hubert_builder
+from imbal_jax.models.adapters import read_adapter
+from imbal_jax.models.speech_cnn import speech_cnn
 from imbal_jax.resolve import resolve
+from imbal_jax.speech_tasks import export_adapter
+from imbal_jax.training.loop import Best
 from imbal_jax.training.programs import compile_programs
+from imbal_jax.training.run import best_of_run
 from imbal_jax.training.step import read_metrics
 from tests.conftest import ROOT
 from tests.recordings import COUNTS, write_corpus, write_hubert
@@ -75,6 +85,10 @@ def logs():
 
 def result_of(workdir):
     return json.loads((workdir / "seed_0" / "result.json").read_text())
+
+
+def experiment_config(workdir):
+    return json.loads((workdir / "config.json").read_text())
 
 
 def one_line_error(capsys):
@@ -168,6 +182,33 @@ def test_predict_refuses_what_is_no_recording(trained, tmp_path, capsys, what):
     message = {"empty": "--input: expected files of", "absent": "sounds", "faulty": "2 of 2 recordings cannot be used"}
     assert guarded(run, ["--task=predict", f"--workdir={trained}", f"--input={folder}"]) == EXIT_INPUT
     assert message[what] in one_line_error(capsys)
+
+
+def test_export_writes_the_best_parameters_as_an_adapter(trained, options, tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    assert guarded(run, ["--task=export", f"--workdir={trained}", f"--output={folder}"]) == 0
+    experiment = build_experiment(resolve(ConfigDict(experiment_config(trained))))
+    params, spec = read_adapter(folder, experiment.model.blueprint.config)
+    assert spec == experiment.model.blueprint.lora
+    best = best_of_run(compile_programs(experiment, stacked=False), trained, 0).variables["params"]
+    chex.assert_trees_all_equal(params, jax.tree.map(jnp.asarray, best))
+    assert float(jnp.abs(params["hubert"]["encoder"]["layers_0"]["attention"]["q_proj"]["lora_B"]["kernel"]).max()) > 0
+    again = build_experiment(resolve(ConfigDict(experiment_config(trained)), {"model.adapter": str(folder)}))
+    chex.assert_trees_all_equal(compile_programs(again, stacked=False).initial((0,)).params, params)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    arguments = ["--task=export", f"--workdir={trained}", f"--output={tmp_path}/model"]
+    assert guarded(run, arguments) == EXIT_INPUT
+    assert "expected one without config.json" in one_line_error(capsys)
+
+
+def test_export_refuses_models_without_adapters(table):
+    best = Best(0, None, {"params": {}, "model_state": {}})
+    with pytest.raises(InputError, match="expected 'hubert' to export an adapter, got a run of SpeechCNN"):
+        export_adapter(speech_cnn(3), best, "", table.parent / "adapter")
+    with pytest.raises(InputError, match="expected lora_rank >= 1"):
+        export_adapter(hubert_builder.hubert(3, size="tiny", lora_rank=0), best, "", table.parent / "adapter")
+    assert not (table.parent / "adapter").exists()
 
 
 def test_a_finished_run_is_only_summarised_again(trained, options):

@@ -1,5 +1,6 @@
 """Composition and deferral of corrections."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from imbal_jax.corrections.weights import cross_entropy
 from imbal_jax.errors import InputError, check_number
-from imbal_jax.types import Array, Corrected, Correction, Keeping, Prediction
+from imbal_jax.types import Array, Conditional, Corrected, Correction, Keeping, Prediction
 
 # Progress is a float32 quotient of steps; a switch must not slip by a step because the quotient rounds down. Two
 # units in the last place: runs of up to four million steps switch at the exact step.
@@ -38,7 +39,7 @@ def chain(*corrections: Correction) -> Correction:
             logits = correction.infer(logits, progress)
         return logits
 
-    return Correction(correct, infer, keeping=_keeping_of_chain(corrections))
+    return Correction(correct, infer, _keeping_of_chain(corrections), _conditional(corrections, chain))
 
 
 def _keeping_of_chain(corrections: tuple[Correction, ...]) -> Keeping | None:
@@ -56,6 +57,25 @@ def _keeping_of_chain(corrections: tuple[Correction, ...]) -> Keeping | None:
         return keeping.keep(prediction._replace(logits=logits), labels, progress)
 
     return keeping._replace(keep=keep)
+
+
+def _conditional(parts: tuple[Correction, ...], combine: Callable[..., Correction]) -> Conditional | None:
+    """The family that a combination is where one of its parts is a family; None where none is.
+
+    Raises:
+      InputError: several parts are families.
+    """
+    families = [(i, part.conditional) for i, part in enumerate(parts) if part.conditional is not None]
+    if not families:
+        return None
+    if len(families) > 1:
+        raise InputError(f"correction: expected at most one conditional part, got {len(families)}")
+    ((place, family),) = families
+
+    def at(condition: Array) -> Correction:
+        return combine(*parts[:place], family.at(condition), *parts[place + 1 :])
+
+    return family._replace(at=at)
 
 
 def composed(
@@ -102,8 +122,11 @@ def deferred(*, after: Correction, at: float = 0.5, before: Correction | None = 
     earlier = cross_entropy() if before is None else before
     if earlier.keeping is not None:
         raise InputError("before: expected a correction that leaves no example out for good; use refresh='batch'")
-    if at == 1.0:
-        return earlier
+    return earlier if at == 1.0 else _switched(at, earlier, after)
+
+
+def _switched(at: float, earlier: Correction, after: Correction) -> Correction:
+    """`deferred` with both corrections given."""
 
     def switched(progress) -> Array:
         return jnp.asarray(progress) >= at - _PROGRESS_ROUNDING
@@ -118,7 +141,8 @@ def deferred(*, after: Correction, at: float = 0.5, before: Correction | None = 
     def infer(logits: Array, progress) -> Array:
         return jnp.where(switched(progress), after.infer(logits, progress), earlier.infer(logits, progress))
 
-    return Correction(correct, infer, keeping=_keeping_once(switched, after.keeping))
+    keeping = _keeping_once(switched, after.keeping)
+    return Correction(correct, infer, keeping, _conditional((earlier, after), functools.partial(_switched, at)))
 
 
 def _with_added(corrected: Corrected) -> Corrected:

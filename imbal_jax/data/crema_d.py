@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from imbal_jax.data.manifest import LFS_HEADER, Corpus, Row, corpus_of, counts, read_table, refuse
+from imbal_jax.data.corpora import Corpus, Row, corpus_of, counts, refuse
+from imbal_jax.data.tables import LFS_HEADER, read_table
 from imbal_jax.errors import InputError, not_found
 
 CLASS_NAMES = ("neutral", "happy", "sad", "angry", "fear", "disgust")

@@ -11,7 +11,7 @@ from imbal_jax.errors import InputError
 class Split(NamedTuple):
     """One split of a data set."""
 
-    images: Any  # [n, height, width, channels], uint8 or float32; or the clips of a speech corpus
+    images: Any  # [n, height, width, channels], uint8 or float32; or what makes batches on the host
     labels: np.ndarray  # int32 [n]
 
 
@@ -54,7 +54,7 @@ def _split_faults(name: str, split: Split, num_classes: int) -> list[str]:
     images, labels = split
     name = "val" if name == "validation" else name  # as in the arrays of an .npz
     found = []
-    is_array = isinstance(images, np.ndarray)  # clips are checked when they are decoded
+    is_array = isinstance(images, np.ndarray)  # others are checked when they are decoded
     if is_array and images.ndim != 4:
         found.append(f"x_{name}: expected [examples, height, width, channels], got shape {images.shape}")
     if len(images) != len(labels):

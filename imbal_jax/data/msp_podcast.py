@@ -6,8 +6,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from imbal_jax.data.corpora import Corpus, Row, corpus_of, counts, refuse
 from imbal_jax.data.crema_d import missing_note
-from imbal_jax.data.manifest import Corpus, Row, corpus_of, counts, read_table, refuse
+from imbal_jax.data.tables import read_table
 from imbal_jax.errors import InputError
 
 CLASS_NAMES = ("angry", "sad", "happy", "fear", "disgust", "neutral")

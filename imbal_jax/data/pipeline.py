@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imbal_jax.class_counts import ClassCounts, EmptyClasses, class_counts, count_labels
 from imbal_jax.data.dataset import Dataset, Split, require_valid
+from imbal_jax.data.image_set import ImageSet
 from imbal_jax.data.label_noise import LabelNoise, none
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.splits import draw_per_class, split_off, validation_counts
@@ -38,7 +39,7 @@ class TrainingData(NamedTuple):
     validation: Split | None
     test: Split
     counts: ClassCounts  # of the training set, by the labels that are trained on
-    mean: np.ndarray | None  # float32 [channels], of the training set's pixels; None for clips
+    mean: np.ndarray | None  # float32 [channels], what images are standardised by; None for clips
     std: np.ndarray | None  # float32 [channels]
     fingerprint: str  # of all arrays above
     more_tests: Mapping[str, Split] = MappingProxyType({})  # further test sets by name
@@ -104,7 +105,7 @@ def training_data(
     if held is not None and noise.validation:
         held = _with_noise(held, noise, dataset.num_classes)
     counts = class_counts(count_labels(train.labels, dataset.num_classes), empty_classes=empty_classes)
-    mean, std = _pixel_statistics(train.images) if isinstance(train.images, np.ndarray) else (None, None)
+    mean, std = _statistics(train.images)
     more = dataset.more_tests or {}
     fingerprint = _fingerprint([train, held, dataset.test, *more.values()])
     is_noisy = (train.labels != clean.labels).any()
@@ -131,6 +132,13 @@ def _with_noise(split: Split, noise: LabelNoise, num_classes: int) -> Split:
 def _take(split: Split, indices: np.ndarray) -> Split:
     """The examples of a split at the indices."""
     return Split(split.images[indices], split.labels[indices].astype(np.int32))
+
+
+def _statistics(images: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What images are standardised by: measured, or given where they are too many to look at; None for clips."""
+    if isinstance(images, ImageSet):
+        return images.pixel_statistics()
+    return _pixel_statistics(images) if isinstance(images, np.ndarray) else (None, None)
 
 
 def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ _METADATA = "dataset_info.json"
 _CHUNK = 1024  # records read at a time
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for a picture of so many channels
 # What the libraries raise on damaged metadata, records and pictures.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     LookupError,
@@ -55,10 +55,8 @@ def tfds(*, dataset: str, path: str = "~/tensorflow_datasets") -> Dataset:
       InputError: nothing is prepared there (the message says what to do), or the directory is damaged or holds other
         data than labelled images of one size.
     """
-    if not _NAME.fullmatch(dataset):
-        raise InputError(f"dataset: expected a name such as 'cifar10' or 'name/configuration', got {dataset!r}")
     root = pathlib.Path(path).expanduser().absolute()
-    builder = _open(_find(dataset, root), dataset)
+    builder = open_builder(find_version(dataset, root), dataset)
     splits = {
         name: _read_split(builder, name) for name in ("train", "test", "validation") if name in builder.info.splits
     }
@@ -72,8 +70,10 @@ def tfds(*, dataset: str, path: str = "~/tensorflow_datasets") -> Dataset:
     )
 
 
-def _find(dataset: str, root: pathlib.Path) -> pathlib.Path:
-    """The directory of the version to read."""
+def find_version(dataset: str, root: pathlib.Path) -> pathlib.Path:
+    """The directory of the version to read; InputError where there is none."""
+    if not _NAME.fullmatch(dataset):
+        raise InputError(f"dataset: expected a name such as 'cifar10' or 'name/configuration', got {dataset!r}")
     if (root / _METADATA).is_file():
         return root
     home = root / dataset
@@ -118,15 +118,15 @@ def _missing(dataset: str, root: pathlib.Path) -> str:
     return f"{message}; prepare it where TensorFlow is installed with tfds build {dataset} --data_dir={root}"
 
 
-def _open(directory: pathlib.Path, dataset: str) -> Any:
+def open_builder(directory: pathlib.Path, dataset: str) -> Any:
     """The library's builder of a version's directory, once it is known to hold labelled images in two splits."""
     # Imported here because only this source needs it and it is slow.
     import tensorflow_datasets
 
     try:
         builder = tensorflow_datasets.builder_from_directory(directory)
-    except _DAMAGE as error:
-        raise InputError(f"dataset: unreadable metadata in {directory}: {_one_line(error)}") from error
+    except DAMAGE as error:
+        raise InputError(f"dataset: unreadable metadata in {directory}: {one_line(error)}") from error
     features, splits = builder.info.features, builder.info.splits
     if builder.name != dataset.split("/")[0]:
         raise InputError(f"dataset: expected {dataset!r}, but {directory} holds {builder.name!r}")
@@ -143,9 +143,11 @@ def _open(directory: pathlib.Path, dataset: str) -> Any:
 def _read_split(builder: Any, name: str) -> Split:
     """Decodes one split into arrays."""
     try:
-        return _stack(_records(builder, name), _decoder(builder.info.features), builder.info.splits[name].num_examples)
-    except _DAMAGE as error:
-        raise InputError(f"dataset: cannot read {name} of {builder.data_dir}: {_one_line(error)}") from error
+        return _stack(
+            records_of(builder, name), _decoder(builder.info.features), builder.info.splits[name].num_examples
+        )
+    except DAMAGE as error:
+        raise InputError(f"dataset: cannot read {name} of {builder.data_dir}: {one_line(error)}") from error
 
 
 def _stack(records: Iterator[bytes], decode: Callable, number: int) -> Split:
@@ -155,7 +157,7 @@ def _stack(records: Iterator[bytes], decode: Callable, number: int) -> Split:
     for index, record in enumerate(records):
         try:
             image, labels[index] = decode(record)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise ValueError(f"record {index} is damaged: {error}") from error
         if images is None:
             images = np.empty((number, *image.shape), image.dtype)
@@ -201,7 +203,7 @@ def _decoder(features: Any) -> Callable[[bytes], tuple[np.ndarray, int]]:
     return decode_picture
 
 
-def _records(builder: Any, name: str) -> Iterator[bytes]:
+def records_of(builder: Any, name: str) -> Iterator[bytes]:
     """The serialised examples of a split, in order."""
     import tensorflow_datasets
 
@@ -248,6 +250,6 @@ def read_tfrecords(file: pathlib.Path) -> Iterator[bytes]:
             stream.seek(4, io.SEEK_CUR)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The error's message without line breaks."""
     return " ".join(str(error).split())

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from imbal_jax.data.clips import ClipOptions, Clips, batch_of, bucket_lengths, check_options, load_clips
+from imbal_jax.data.corpora import Corpus
 from imbal_jax.data.crema_d import crema_d as crema_d_corpus
 from imbal_jax.data.dataset import Dataset, Split
-from imbal_jax.data.manifest import Corpus, read_manifest
+from imbal_jax.data.manifest import read_manifest
 from imbal_jax.data.msp_podcast import msp_podcast as msp_podcast_corpus
 from imbal_jax.errors import InputError
 from imbal_jax.types import Waveforms

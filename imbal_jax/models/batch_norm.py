@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.nn.initializers import Initializer
 
 from imbal_jax.errors import InputError
 from imbal_jax.types import Array
@@ -20,10 +21,12 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: the share of the new batch in the running statistics (flax.linen's is the share of the old ones).
       epsilon: added to the variance.
+      scale_init: initialiser of the scale.
     """
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool) -> Array:
@@ -35,7 +38,7 @@ class BatchNorm(nn.Module):
         channels = inputs.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean, variance = running_mean.value, running_var.value
         if train and not self.is_initializing():

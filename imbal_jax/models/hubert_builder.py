@@ -1,5 +1,6 @@
 """HuBERT as a choice of a config: an architecture, its noise, its adapters, and where its weights come from."""
 
+import dataclasses
 import hashlib
 import logging
 import pathlib
@@ -13,6 +14,7 @@ from flax import linen as nn
 
 from imbal_jax.errors import InputError, not_found
 from imbal_jax.models import hubert as core
+from imbal_jax.models.adapters import read_adapter
 from imbal_jax.models.hubert_layers import (
     HUBERT_BASE,
     HUBERT_TINY,
@@ -59,6 +61,8 @@ def hubert(
     lora_alpha: float = 16.0,
     lora_dropout: float = 0.0,
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    lora_layers: tuple[int, ...] = (),
+    adapter: str = "",
     projection: int = 256,
     head_bias: bool = False,
     weighted_layer_sum: bool = False,
@@ -86,12 +90,16 @@ def hubert(
       lora_rank: r; 0 for no adapters.
       lora_alpha: the update is multiplied by alpha / r.
       lora_dropout: of the adapters' inputs.
-      lora_targets: projections of all transformer layers.
+      lora_targets: projections of transformer layers, "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense" or
+        "output_dense".
+      lora_layers: indices of the layers, from 0; empty for all.
+      adapter: a folder with peft's adapter_config.json and adapter_model.safetensors, whose LoRA weights and head
+        training starts from; empty to start from new ones. They must be of the sizes that the other options say.
       projection: units of the head's first layer.
       head_bias: whether the head has biases.
       weighted_layer_sum: pool a trained mixture of all layers.
       padding: "exact", "hf_mask" or "hf_nomask".
-      frozen: False trains the whole network.
+      frozen: False trains the whole network, from the weights of `path`.
       dtype: of the computation, "float32" or "bfloat16".
       weights_seed: of random weights.
       cache: keep the convolutions' output of every clip in "memory" or on "disk", or "none". Needs frozen weights, and
@@ -103,7 +111,7 @@ def hubert(
     Raises:
       InputError: an option is out of range, or the config.json is damaged or of another architecture.
     """
-    del weights_seed  # of `frozen_weights`
+    del weights_seed, adapter  # of `frozen_weights` and `pretrained`
     _check_cache(cache, cache_dir, cache_dtype, frozen, padding)
     for name, value, valid in (("size", size, SIZES), ("noise", noise, NOISES), ("dtype", dtype, DTYPES)):
         if value not in valid:
@@ -111,7 +119,8 @@ def hubert(
     config = NOISES[noise](_architecture(path, size))
     lora = None
     if lora_rank:
-        lora = LoraSpec(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=tuple(lora_targets))
+        layers = tuple(lora_layers) or None
+        lora = LoraSpec(lora_rank, lora_alpha, lora_dropout, targets=tuple(lora_targets), layers=layers)
     return core.hubert(
         num_classes,
         config=config,
@@ -145,6 +154,51 @@ def frozen_weights(model: Any, *, path: str, weights_seed: int, frozen: bool, **
         return {"frozen": load_hubert(pathlib.Path(path).expanduser())[1]}
     _log.warning("model.path: none given, so the frozen weights of HuBERT are random: nothing was learned before")
     return {"frozen": core.random_frozen(model, jax.random.key(weights_seed))}
+
+
+def pretrained(model: Any, *, path: str, frozen: bool, adapter: str, **options: Any) -> PyTree | None:
+    """The parameters that training starts from in the place of random ones; None where all are random.
+
+    Args:
+      model: of `hubert`.
+      path: of the pretrained weights, which are parameters where they are not frozen.
+      frozen: as of `hubert`.
+      adapter: of LoRA weights and head.
+      **options: the others of `hubert`, which the model has.
+
+    Raises:
+      InputError: the weights are missing, damaged, incomplete or of another architecture, or the adapter is not of the
+        model's sizes.
+    """
+    del options
+    given: dict[str, Any] = {}
+    if path and not frozen:
+        given |= load_hubert(pathlib.Path(path).expanduser())[1]
+    elif not frozen:
+        _log.warning("model.path: none given, so training starts from random weights of HuBERT")
+    if adapter:
+        read, spec = read_adapter(adapter, model.blueprint.config)
+        _check_adapter(adapter, read, spec, model)
+        given = _merged(given, read)
+    return {"params": given} if given else None
+
+
+def _check_adapter(adapter: str, params: PyTree, spec: LoraSpec, model: Any) -> None:
+    """Refuses an adapter that is not of the model's sizes."""
+    wanted = model.blueprint.lora
+    if wanted is None or dataclasses.replace(spec, dropout=wanted.dropout) != wanted:
+        raise InputError(f"model.adapter: expected {wanted or 'none, for lora_rank is 0'}, got {spec} in {adapter}")
+    shapes = jax.eval_shape(lambda: core.initial_params(model, jax.random.key(0)))
+    for name in ("projector", "classifier"):
+        ours, theirs = ({leaf: value.shape for leaf, value in tree[name].items()} for tree in (shapes, params))
+        if ours != theirs:
+            raise InputError(f"model.adapter: expected a {name} of {ours}, got {theirs} in {adapter}")
+
+
+def _merged(first: PyTree, second: PyTree) -> PyTree:
+    """Nested dictionaries put together; they share no leaf."""
+    both = first.keys() & second.keys()
+    return {**first, **second, **{name: _merged(first[name], second[name]) for name in both}}
 
 
 def frozen_encoder(

@@ -37,6 +37,7 @@ _ONLY: Mapping[str, tuple] = {
     "quantization_config": (None,),
 }
 _TYPES = ("float16", "bfloat16", "float32", "float64")
+PICKLED = (".bin", ".pt", ".pth")  # endings of PyTorch's own files
 _POINTER = b"version https://git-lfs"
 _MOST_LISTED = 10
 
@@ -162,15 +163,20 @@ def count_stored(frozen: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(frozen)) + places
 
 
-def read_tensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(file: pathlib.Path, *, skip: str | tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file.
+
+    Args:
+      file: to read.
+      skip: endings of the names of tensors that are left out.
 
     Raises:
       InputError: it is missing, damaged, or only a pointer to the file; or a tensor is no floating-point array.
     """
     try:
         with safe_open(file, framework="numpy") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            names = [name for name in opened.keys() if not name.endswith(skip)]  # noqa: SIM118 (no mapping)
+            tensors = {name: opened.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         if file.is_file() and _is_pointer(file):
             raise InputError(
@@ -246,24 +252,24 @@ def stored_name(path: tuple[str, ...]) -> str:
 
 def _find_weights(folder: pathlib.Path) -> pathlib.Path:
     """The file of the weights, or what to do where there is another one."""
-    if folder.suffix in (".bin", ".pt", ".pth") and folder.is_file():
-        raise InputError(_convert(folder, folder.parent))
+    if folder.suffix in PICKLED and folder.is_file():
+        raise InputError(f"path: {conversion_of(folder, folder.parent / _WEIGHTS)}")
     if not folder.is_dir():
         raise InputError(f"path: expected a folder with {_CONFIG} and {_WEIGHTS}, got {folder}")
     file = folder / _WEIGHTS
     if file.is_file():
         return file
-    pickled = sorted(each for each in folder.iterdir() if each.suffix in (".bin", ".pt", ".pth"))
+    pickled = sorted(each for each in folder.iterdir() if each.suffix in PICKLED)
     if pickled:
-        raise InputError(_convert(pickled[0], folder))
+        raise InputError(f"path: {conversion_of(pickled[0], file)}")
     if (folder / f"{_WEIGHTS}.index.json").exists():
         raise InputError(f"path: expected {_WEIGHTS} in one piece, got several in {folder}")
     raise InputError(f"path: expected {_WEIGHTS}, found none in {folder}")
 
 
-def _convert(pickled: pathlib.Path, folder: pathlib.Path) -> str:
+def conversion_of(pickled: pathlib.Path, output: pathlib.Path) -> str:
     """What to do about PyTorch's own files, which are programs."""
-    return f"path: expected {_WEIGHTS}, got {pickled.name}; convert it with {_CONVERTER} {pickled} {folder / _WEIGHTS}"
+    return f"expected {output.name}, got {pickled.name}; convert it with {_CONVERTER} {pickled} {output}"
 
 
 def _backbone(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

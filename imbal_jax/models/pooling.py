@@ -28,6 +28,29 @@ def max_pool_2x2(images: Array) -> Array:
     return _first_maximum(top, bottom)
 
 
+def max_pool_3x3(images: Array) -> Array:
+    """The largest value of every 3x3 window, stride 2 and padding 1, as PyTorch's nn.MaxPool2d(3, 2, 1).
+
+    Ties and NaN are as in `max_pool_2x2`.
+
+    Args:
+      images: [batch, height, width, channels].
+
+    Returns:
+      [batch, height / 2, width / 2, channels], rounded up.
+    """
+    height, width = images.shape[1:3]
+    rows, columns = -(-height // 2), -(-width // 2)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    largest: Array | None = None
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[:, row : row + 2 * rows - 1 : 2, column : column + 2 * columns - 1 : 2]
+            largest = shifted if largest is None else _first_maximum(largest, shifted)
+    assert largest is not None
+    return largest
+
+
 def _first_maximum(first: Array, second: Array) -> Array:
     """The larger of two arrays; unlike jnp.maximum, a tie is `first` alone and the gradient is not split."""
     return jnp.where((first >= second) | jnp.isnan(first), first, second)

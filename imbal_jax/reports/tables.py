@@ -91,6 +91,20 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def conditions_table(names: Sequence[str], best: Mapping[str, Mapping[str, Any]]) -> str:
+    """The best condition of a conditional model by metric, in Markdown, ending in a newline.
+
+    Args:
+      names: of the hyper-parameters.
+      best: by metric, its "condition" (a number for each name) and the metric on "validation" and on "test".
+    """
+    lines = [["metric", *names, "validation", "test"], ["---", *["---:"] * (len(names) + 2)]]
+    for metric, found in best.items():
+        condition = [f"{value:g}" for value in found["condition"]]
+        lines.append([readable(metric), *condition, f"{found['validation']:.4f}", f"{found['test']:.4f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _mean(summary: Mapping[str, Any], name: str, column: str) -> float | None:
     """The mean of a column, checked."""
     mean = summary.get(column)
@@ -109,7 +123,7 @@ def _cell(summary: Mapping[str, Any], mean: float | None, column: str, best: flo
 
 
 def prediction_lines(paths: Sequence[Any], probabilities: Any, class_names: Sequence[str]) -> list[str]:
-    """A line for every file: its likeliest class, and the probabilities of all, the likeliest first.
+    """A line for every file: its likeliest class, and the probabilities of the ten likeliest, in that order.
 
     Args:
       paths: n of them.
@@ -118,6 +132,6 @@ def prediction_lines(paths: Sequence[Any], probabilities: Any, class_names: Sequ
     """
     lines = []
     for path, row in zip(paths, probabilities, strict=True):
-        ranked = sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])
+        ranked = sorted(zip(class_names, map(float, row), strict=True), key=lambda pair: -pair[1])[:10]
         lines.append(f"{path}: {ranked[0][0]} ({', '.join(f'{name} {value:.3f}' for name, value in ranked)})")
     return lines

@@ -88,10 +88,11 @@ def read_config(workdir: pathlib.Path, *, missing_ok: bool = False) -> dict[str,
 def config_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """The leaves in which two configs of runs differ, "key: stored X, given Y".
 
-    How a run is looked at is no part of it: the section `spectrum` may differ.
+    How a run is looked at is no part of it: the section `spectrum` and the option `evaluation.grid` may differ.
     """
     old, new = _leaves(json.loads(json.dumps(stored))), _leaves(json.loads(json.dumps(given)))
-    old, new = ({key: leaf for key, leaf in each.items() if not key.startswith("spectrum.")} for each in (old, new))
+    looks = ("spectrum.", "evaluation.grid")
+    old, new = ({key: leaf for key, leaf in each.items() if not key.startswith(looks)} for each in (old, new))
     absent = "nothing"
     return [
         f"{key}: stored {old.get(key, absent)!r}, given {new.get(key, absent)!r}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from imbal_jax.errors import NonFiniteLossError
 from imbal_jax.evaluation.class_gradients import class_gradient_norms
-from imbal_jax.evaluation.evaluate import Sums, metrics_of, read_sums
+from imbal_jax.evaluation.evaluate import Scores, Sums, metrics_of, read_scores, read_sums, score_metrics
 from imbal_jax.reports.records import JsonLines, tensorboard_writer, truncate_after, write_scalars
 from imbal_jax.training.checkpoints import Checkpoints, Restored, restore_newest, to_host
 from imbal_jax.training.experiment import SELECTION, Experiment
@@ -234,8 +234,9 @@ def _measure(
         raise _non_finite(group, "a parameter", float("nan"), group.steps_taken(), int(np.argmin(finite)))
     measured: list[dict[str, Any]] = [{} for _ in group.seeds]
     if sums is not None:
+        scores = seeds_scores(sums, len(group.seeds))
         for i, one in enumerate(group.split(read_sums(sums))):
-            metrics = validation_metrics(group.experiment, one)
+            metrics = validation_metrics(group.experiment, one, scores[i])
             if not np.isfinite(metrics["validation/cross_entropy"]):
                 loss = metrics["validation/cross_entropy"]
                 raise _non_finite(group, "the validation loss", loss, group.steps_taken(), i)
@@ -270,16 +271,25 @@ def _add_class_curvature(group: _Group, epochs: int, measured: list[dict[str, An
         )
 
 
-def validation_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
+def validation_metrics(experiment: Experiment, sums: Sums, scores: Scores | None = None) -> dict[str, Any]:
     """Metrics of the validation split by their keys in the records."""
-    return {f"validation/{name}": value for name, value in split_metrics(experiment, sums).items()}
+    return {f"validation/{name}": value for name, value in split_metrics(experiment, sums, scores).items()}
 
 
-def split_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
-    """Metrics of a split, see `metrics_of`."""
+def seeds_scores(sums: list[Any], num_seeds: int) -> list[Scores | None]:
+    """The scores of every seed; None where there are not two classes."""
+    scores = read_scores(sums)
+    if scores is None:
+        return [None] * num_seeds
+    return [scores._replace(log_odds=each) for each in np.reshape(scores.log_odds, (num_seeds, -1))]
+
+
+def split_metrics(experiment: Experiment, sums: Sums, scores: Scores | None = None) -> dict[str, Any]:
+    """Metrics of a split, see `metrics_of`, and of two classes also `binary_metrics`."""
     groups = {"head_above": experiment.evaluation.head_above, "tail_below": experiment.evaluation.tail_below}
     reduction: Any = experiment.training.reduction
-    return metrics_of(sums, reduction, experiment.data.counts.counts, **groups)
+    metrics = metrics_of(sums, reduction, experiment.data.counts.counts, **groups)
+    return metrics if scores is None else {**metrics, **score_metrics(scores)}
 
 
 def _finish_epoch(

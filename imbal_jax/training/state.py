@@ -1,5 +1,6 @@
 """The state of a run, and the keys it draws."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,7 @@ def initial_state(
     input_shape: Any,
     seed: Array | int,
     constants: PyTree | None = None,
+    pretrained: PyTree | None = None,
     remembered_examples: int = 0,
 ) -> TrainState:
     """A fresh state.
@@ -69,13 +71,22 @@ def initial_state(
       input_shape: of one example, see `imbal_jax.training.objective.inputs_like`.
       seed: of the run.
       constants: collections of variables that never change and are no part of the state.
+      pretrained: variables by collection that take the place of the model's random ones; those it lacks stay random.
       remembered_examples: training examples, where the correction has a factor for each; they begin at 1.
     """
     variables = model.init(keys_of(seed).init, zeros_like_inputs(input_shape, 1), train=False)
+    variables = _replaced(variables, pretrained or {})
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
     weights = jnp.ones(remembered_examples) if remembered_examples else ()
     return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params), weights)
+
+
+def _replaced(variables: PyTree, given: PyTree) -> PyTree:
+    """Nested dictionaries with the leaves of others in the place of their own."""
+    if not isinstance(variables, Mapping):
+        return given
+    return {name: _replaced(each, given[name]) if name in given else each for name, each in variables.items()}
 
 
 def split_seeds(tree: PyTree, num_seeds: int) -> list[PyTree]:
@@ -90,6 +101,6 @@ def join_seeds(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if len(trees) > 1 else trees[0]
 
 
-def count_parameters(params: Params) -> int:
-    """The number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def count_parameters(params: Params, frozen: frozenset[str] = frozenset()) -> int:
+    """The number of parameters but for those of some layers, by their names at the top of the tree."""
+    return sum(leaf.size for name, each in params.items() if name not in frozen for leaf in jax.tree.leaves(each))

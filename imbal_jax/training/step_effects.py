@@ -27,9 +27,10 @@ from flax import linen as nn
 from imbal_jax.class_counts import ClassCounts
 from imbal_jax.curvature.linearisation import Linearised, linearise
 from imbal_jax.losses import Reduction
-from imbal_jax.training.objective import make_objective, step_key_of
+from imbal_jax.training.objective import draw_condition, make_objective, step_key_of
 from imbal_jax.training.state import TrainState
 from imbal_jax.training.step import DeviceData, make_step
+from imbal_jax.training.streaming import Load, key_words
 from imbal_jax.types import Array, Batch, Correction, Direction, Objective, Params, Proposal, PyTree
 
 
@@ -72,9 +73,10 @@ def make_step_effects(
         batch, model_key = after.direction_state
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         progress = state.step / total_steps
+        drawn, _ = draw_condition(correction, model_key)  # its condition is among the inputs
         objective = make_objective(
             model,
-            correction,
+            drawn,
             reduction,
             model_state=state.model_state,
             progress=progress,
@@ -125,7 +127,7 @@ def over_first_batches(
     batches: int,
     *,
     stacked: bool,
-    load: Callable[[np.ndarray], tuple[PyTree, np.ndarray]] | None = None,
+    load: Load | None = None,
 ) -> Callable[..., list[StepEffects]]:
     """The function (state, data, indices [steps, batch], key) -> StepEffects of each of the first batches.
 
@@ -135,7 +137,7 @@ def over_first_batches(
       step_effects: from `make_step_effects`.
       batches: how many.
       stacked: whether states, indices, keys and results have a leading axis of seeds.
-      load: from indices [batch] to inputs and labels, where these come from the host and not out of the data.
+      load: of `imbal_jax.training.streaming.batch_loader`, where examples come from the host and not out of the data.
     """
     step_effects = jax.vmap(step_effects, in_axes=(0, None, 0, 0)) if stacked else step_effects
 
@@ -146,7 +148,7 @@ def over_first_batches(
         single = jax.jit(step_effects)
 
         def of_loaded(state, data, row, key):
-            inputs, labels = load(row)
+            inputs, labels = load(row, (*key_words(key), int(state.step)))
             return single(state, DeviceData(inputs, labels, data.constants), jnp.arange(len(labels)), key)
 
         return lambda state, data, indices, key: [

@@ -1,4 +1,4 @@
-"""Examples that come from the host batch by batch, such as clips of speech: the same step, fed ahead of time."""
+"""Examples that come from the host batch by batch, clips of speech or large images: the same step, fed in time."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from imbal_jax.curvature.products import Data
 from imbal_jax.data.clips import Prefetcher
 from imbal_jax.data.dataset import Split
 from imbal_jax.data.features import FeatureSet
+from imbal_jax.data.image_set import ImageSet
 from imbal_jax.data.speech import ClipSet
 from imbal_jax.training.step import DeviceData, Driver, Step, compiler_options
 from imbal_jax.types import Array, Params, PyTree
@@ -20,7 +21,7 @@ _UNDER_WAY = 4  # batches that the device may have before it; each takes up memo
 
 
 class HostSplit(NamedTuple):
-    """A split that stays on the host, in batches of similar lengths."""
+    """A split that stays on the host, in batches of similar lengths where these differ."""
 
     split: Split
     rows: np.ndarray  # int64 [batches, batch]; the last batch is filled up with the shortest clip
@@ -61,7 +62,11 @@ def host_split(
     return HostSplit(split, rows.reshape(batches, size), counted.reshape(batches, size), buckets, sharding)
 
 
-def make_stream_driver(step: Step, load: Callable[[np.ndarray], tuple[PyTree, Any]]) -> Driver:
+# (indices [batch], what chance on the host is a function of) -> inputs and labels on the devices
+Load = Callable[[np.ndarray, tuple[int, ...]], tuple[PyTree, Any]]
+
+
+def make_stream_driver(step: Step, load: Load) -> Driver:
     """A driver whose batches are made on the host by a thread that is ahead of the device.
 
     A batch is padded to the smallest bucket that holds it; every bucket compiles once.
@@ -71,24 +76,37 @@ def make_stream_driver(step: Step, load: Callable[[np.ndarray], tuple[PyTree, An
       load: of `batch_loader`.
     """
     compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    # To read numbers from a device that is at work is to wait for it: those of the last call are known.
+    last: dict[str, Any] = {"step": None, "key": None}
+
+    def begin(state: Any, key: Array) -> tuple[int, tuple[int, ...]]:
+        """The steps taken, and the words of the key."""
+        taken = last["taken"] if state.step is last["step"] else int(state.step)
+        return taken, last["words"] if key is last["key"] else key_words(key)
 
     def drive(state: Any, data: DeviceData, indices: Any, key: Array, first: int, count: int) -> tuple[Any, list]:
         metrics: list = []
-        with Prefetcher(np.asarray(indices)[first : first + count], load) as batches:
+        taken, words = begin(state, key)
+        rows = list(enumerate(np.asarray(indices)[first : first + count], start=taken))
+        with Prefetcher(rows, lambda numbered: load(numbered[1], (*words, numbered[0]))) as batches:
             for inputs, labels in batches:
                 now = DeviceData(inputs, labels, data.constants)
                 state, told = compiled(state, now, jnp.arange(len(labels)), key)
                 metrics.append(told)
                 _keep_few_under_way(metrics)
+        last.update(step=state.step, taken=taken + len(rows), key=key, words=words)
         return state, metrics
 
     return drive
 
 
-def batch_loader(
-    split: Split, buckets: tuple[int, ...], sharding: Sharding
-) -> Callable[[np.ndarray], tuple[PyTree, Any]]:
-    """The function from indices [batch] to inputs and labels on the devices.
+def key_words(key: Array) -> tuple[int, ...]:
+    """A key as whole numbers, for the host's own generators of random numbers."""
+    return tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+
+def batch_loader(split: Split, buckets: tuple[int, ...], sharding: Sharding) -> Load:
+    """The function from indices [batch], and what chance is a function of, to inputs and labels on the devices.
 
     Args:
       split: to take them from.
@@ -96,26 +114,32 @@ def batch_loader(
       sharding: of batches among devices.
     """
 
-    def load(row: np.ndarray) -> tuple[PyTree, Any]:
-        return jax.device_put((split.images.batch(row, buckets), split.labels[row]), sharding)
+    def load(row: np.ndarray, entropy: tuple[int, ...]) -> tuple[PyTree, Any]:
+        images = split.images
+        made = images.training_batch(row, entropy) if isinstance(images, ImageSet) else images.batch(row, buckets)
+        return jax.device_put((made, split.labels[row]), sharding)
 
     return load
 
 
 def make_stream_evaluate(batch_function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The function (params, model_state, progress, `HostSplit`) -> results per batch, left on the device.
+    """The function (params, model_state, progress, `HostSplit`) -> trees of sums whose sum is that over the split.
+
+    Those of the last few batches are left on the device, all others are added up in host memory, in float64: the
+    confusion matrix of thousands of classes takes up more than the batch.
 
     Args:
-      batch_function: (params, model_state, progress, inputs, labels, counted) -> result of one batch.
+      batch_function: (params, model_state, progress, inputs, labels, counted) -> sums over one batch.
     """
     compiled = jax.jit(batch_function)
 
     def evaluate(params: Params, model_state: PyTree, progress: Any, split: HostSplit) -> list[Any]:
-        results: list = []
+        sums: list = []
         for batch in _batches(split):
-            results.append(compiled(params, model_state, progress, *batch))
-            _keep_few_under_way(results)
-        return results
+            sums.append(compiled(params, model_state, progress, *batch))
+            if len(sums) > _UNDER_WAY + 1:
+                sums[:2] = [jax.tree.map(_total, *jax.device_get(sums[:2]))]
+        return sums
 
     return evaluate
 
@@ -126,6 +150,11 @@ def _keep_few_under_way(results: list) -> None:
         jax.block_until_ready(results[-1 - _UNDER_WAY])
 
 
+def _total(one: Any, other: Any) -> np.ndarray:
+    """The sum in float64."""
+    return np.add(one, other, dtype=np.float64)
+
+
 def _batches(split: HostSplit) -> Iterator[Any]:
     """The batches of a split, made ahead of time."""
     with Prefetcher(np.arange(len(split.rows)), split.batch) as batches:
@@ -134,7 +163,7 @@ def _batches(split: HostSplit) -> Iterator[Any]:
 
 def is_streamed(images: Any) -> bool:
     """Whether a split's examples stay on the host."""
-    return isinstance(images, ClipSet | FeatureSet)
+    return isinstance(images, ClipSet | FeatureSet | ImageSet)
 
 
 def example_of(images: Any) -> Any:

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from imbal_jax.data.corpora import counts, fingerprint
 from imbal_jax.data.crema_d import CLASS_NAMES, PUBLISHED_COUNTS, crema_d, lfs_pointers, missing_audio
-from imbal_jax.data.manifest import counts, fingerprint
 from imbal_jax.errors import InputError
 
 HEADER = '"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel","MultiModalVote","MultiModalLevel"\n'

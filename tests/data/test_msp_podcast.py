@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imbal_jax.data.manifest import counts, fingerprint
+from imbal_jax.data.corpora import counts, fingerprint
 from imbal_jax.data.msp_podcast import CLASS_NAMES, PUBLISHED_COUNTS, msp_podcast
 from imbal_jax.errors import InputError
 

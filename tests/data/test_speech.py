@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from imbal_jax.data.clips import ClipOptions
-from imbal_jax.data.manifest import Corpus, Recordings
+from imbal_jax.data.corpora import Corpus, Recordings
 from imbal_jax.data.pipeline import ValidationSplit, training_data
 from imbal_jax.data.profiles import counts, natural
 from imbal_jax.data.speech import ClipSet, SpeechSource, crema_d, manifest, msp_podcast

@@ -10,6 +10,7 @@ import pytest
 
 from imbal_jax.errors import InputError
 from imbal_jax.models.basic_resnet import resnet18, resnet34
+from imbal_jax.models.bottleneck import resnet50, resnet152
 from imbal_jax.models.cnn import cnn
 from imbal_jax.models.cnn8 import cnn8
 from imbal_jax.models.mlp import mlp
@@ -24,6 +25,8 @@ MODELS = {
     "cnn8": (cnn8, (8, 9, 3), 256, True),
     "resnet18": (functools.partial(resnet18, width=2), (8, 8, 3), 16, True),
     "resnet32": (functools.partial(resnet32, width=4), (8, 8, 3), 16, True),
+    "resnet50": (functools.partial(resnet50, width=2), (8, 8, 3), 64, True),
+    "resnet152": (functools.partial(resnet152, width=1), (8, 8, 3), 32, True),
     "resnet34": (functools.partial(resnet34, width=2), (8, 8, 3), 16, True),
     "vgg11_bn": (vgg11_bn, (32, 32, 3), 4096, True),
 }

@@ -73,8 +73,13 @@ def sgd_reference(
     return path
 
 
-def adamw_reference(*, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vectors=True, clip_norm=0.0):
-    """Loshchilov and Hutter 2019, Algorithm 2, leaf by leaf; the decay is multiplied by the learning rate."""
+def adamw_reference(
+    *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vectors=True, clip_norm=0.0, bias_correction=True
+):
+    """Loshchilov and Hutter 2019, Algorithm 2, leaf by leaf; the decay is multiplied by the learning rate.
+
+    Without bias correction it is Eq. 9 of ABSGD's paper, with eps for G_0.
+    """
     params = {name: value.copy() for name, value in PARAMS.items()}
     first = {name: np.zeros_like(value) for name, value in PARAMS.items()}
     second = {name: np.zeros_like(value) for name, value in PARAMS.items()}
@@ -85,7 +90,8 @@ def adamw_reference(*, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vect
             value = value * (min(1.0, clip_norm / norm) if clip_norm else 1.0)
             first[name] = b1 * first[name] + (1 - b1) * value
             second[name] = b2 * second[name] + (1 - b2) * value**2
-            scaled = first[name] / (1 - b1**t) / (np.sqrt(second[name] / (1 - b2**t)) + eps)
+            gathered = (1 - b1**t, 1 - b2**t) if bias_correction else (1, 1)
+            scaled = first[name] / gathered[0] / (np.sqrt(second[name] / gathered[1]) + eps)
             decay = weight_decay * params[name] * (decay_vectors or params[name].ndim > 1)
             params[name] = params[name] - rate * (scaled + decay)
         path.append(dict(params))
@@ -125,7 +131,13 @@ def test_sgd_equals_numpy(options):
 @pytest.mark.parametrize(
     "options",
     # Adam undoes the scale of its direction, so only a large eps shows whether it was clipped.
-    [*ADAMW.values(), {"weight_decay": 0.1, "decay_vectors": False}, {"clip_norm": 1.0, "eps": 0.1}],
+    [
+        *ADAMW.values(),
+        {"weight_decay": 0.1, "decay_vectors": False},
+        {"clip_norm": 1.0, "eps": 0.1},
+        {"bias_correction": False},
+        {"bias_correction": False, "b1": 0.5, "b2": 0.9, "eps": 0.3, "weight_decay": 0.1, "clip_norm": 1.0},
+    ],
     ids=str,
 )
 def test_adamw_equals_numpy(options):
@@ -173,6 +185,14 @@ def test_coupled_and_decoupled_decay_differ_under_momentum():
     assert np.abs(coupled - decoupled).max() > 1e-2  # so the two cases above test two things
 
 
+def test_bias_correction_matters_most_at_the_first_step():
+    corrected, plain = (
+        adamw_reference(weight_decay=0.0, bias_correction=value)[0]["kernel"] for value in (True, False)
+    )
+    # 0.1 g / sqrt(0.001 g^2) in place of g / |g|
+    np.testing.assert_allclose((plain - PARAMS["kernel"]) / (corrected - PARAMS["kernel"]), 10**0.5, rtol=1e-5)
+
+
 def test_the_clipped_norm_is_global():
     direction = {"kernel": jnp.full((3, 4), 3.0), "bias": jnp.full(4, 4.0)}
     rule = step_rules.sgd(lambda count: 1.0, clip_norm=2.0)
@@ -202,3 +222,24 @@ def test_the_clipped_norm_is_global():
 def test_refuses(build, options, message):
     with pytest.raises(InputError, match=message):
         build(schedule, **options)
+
+
+def test_frozen_layers_are_left_as_they_are():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.full((2,), 3.0), "bias": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda leaf: 0.5 * jnp.ones_like(leaf), params)
+    options = {"momentum": 0.9, "weight_decay": 0.1, "clip_norm": 1.0}
+    rule = step_rules.leaving(step_rules.sgd(lambda count: 0.1, **options), frozenset({"a"}))
+    state, moved = rule.init(params), params
+    for _ in range(3):
+        updates, state = rule.update(gradients, state, moved)
+        moved = optax.apply_updates(moved, updates)
+    np.testing.assert_array_equal(moved["a"]["kernel"], params["a"]["kernel"])
+    # As though the frozen layers were not there, in the clipped norm as well.
+    alone = step_rules.sgd(lambda count: 0.1, **options)
+    state, expected = alone.init({"b": params["b"]}), {"b": params["b"]}
+    for _ in range(3):
+        updates, state = alone.update({"b": gradients["b"]}, state, expected)
+        expected = optax.apply_updates(expected, updates)
+    jax.tree.map(np.testing.assert_array_equal, moved["b"], expected["b"])
+    assert (moved["b"]["kernel"] != params["b"]["kernel"]).all()
+    assert step_rules.leaving(alone, frozenset()) is alone
