@@ -101,14 +101,37 @@ def images(tmp_path_factory):
     "spec",
     [
         "absgd_cifar.py:cifar10_lt100_sgd_cb_ldam",
+        "absgd_cifar.py:cifar10_st10_resampling_ce",
+        "absgd_cifar.py:cifar10_lt10_absgd_cb_focal",
+        *(
+            f"absgd_noise.py:cifar10_{noise}_{method}"
+            for noise in ("sym40", "asym20")
+            for method in ("sgd_tce", "eg_sce")
+        ),
+        "absgd_noise.py:cifar10_asym40_absgd_sce",
+    ],
+)
+def test_rows_take_two_steps_with_a_small_network(spec, images):
+    network = {
+        "model.name": "mlp",
+        "model.hidden": "(4,)",
+        "model.classifier": "cosine" if "ldam" in spec else "linear",
+    }
+    assert np.isfinite(two_steps(spec, images, **network)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "absgd_cifar.py:cifar10_lt100_sgd_cb_ldam",
         "absgd_cifar.py:cifar100_lt10_absgd_cb_focal",
         "absgd_noise.py:cifar10_asym40_sgd_tce",
-        "absgd_noise.py:cifar10_sym40_eg_sce",
         "absgd_noise.py:cifar100_sym20_absgd_sce",
     ],
 )
-def test_rows_of_absgd_s_tables_take_two_steps(spec, images):
-    narrow = {"model.width": "2"} if "cifar100_sym" in spec or "absgd_cifar" in spec else {}
+def test_rows_take_two_steps_with_their_own_network(spec, images):
+    narrow = {} if "noise.py:cifar10_" in spec else {"model.width": "2"}
     assert np.isfinite(two_steps(spec, images, **narrow)).all()
 
 

@@ -223,7 +223,7 @@ def test_examples_from_the_host_cannot_be_remembered():
     keeping = generalized_cross_entropy(truncation=0.5, refresh="epochs").keeping
     check_keeping(keeping, 120, False)
     check_keeping(None, 1, True)
-    with pytest.raises(InputError, match=r"^refresh: 'epochs' needs images that lie on the device, not recordings"):
+    with pytest.raises(InputError, match=r"^refresh: 'epochs' needs examples that lie on the device, not from"):
         check_keeping(keeping, 120, True)
 
 
