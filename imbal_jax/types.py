@@ -48,7 +48,8 @@ class Keeping(NamedTuple):
 
     ``keep(prediction, labels, progress)`` gives a factor of each loss, [batch], 0 for an example that is left out. It
     is asked in evaluation mode with the best parameters so far, after `start` epochs and then after every `every`
-    more; until then every example is kept. The factors are part of the state of the run.
+    more; until then every example is kept. The factors are part of the state of the run. Evaluation, spectra and the
+    recorded gradients of classes take every example.
     """
 
     keep: Callable[[Prediction, Array, Array | float], Array]
