@@ -140,16 +140,19 @@ def test_an_error_in_the_making_of_a_batch_reaches_the_run(run, monkeypatch):
 def test_few_batches_wait_for_the_device(monkeypatch):
     waited = []
     monkeypatch.setattr(streaming.jax, "block_until_ready", waited.append)
-    told = list(range(10))
-    for count in range(1, 11):
-        streaming._keep_few_under_way(told[:count])
-    assert waited == list(range(10 - streaming._UNDER_WAY))
+    split = Split(_Numbers(np.arange(10)), np.arange(10))
+    evaluate = make_stream_evaluate(lambda params, state, progress, inputs, labels, counted: inputs.sum())
+    results = evaluate(None, None, 0.0, host_split(split, 1, ()))
+    assert [int(each) for each in results] == list(range(10))
+    assert [int(each) for each in waited] == list(range(10 - streaming._UNDER_WAY))
 
 
-def test_sums_of_all_but_the_last_batches_are_added_up_in_float64():
+def test_sums_of_all_but_the_last_batches_may_be_added_up_in_float64():
     numbers = 2**24 + np.arange(10)  # in float32 the even ones alone exist
     split = Split(_Numbers(numbers), np.arange(10))
-    evaluate = make_stream_evaluate(lambda params, state, progress, inputs, labels, counted: inputs.sum())
+    evaluate = make_stream_evaluate(
+        lambda params, state, progress, inputs, labels, counted: inputs.sum(), additive=True
+    )
     sums = evaluate(None, None, 0.0, host_split(split, 1, ()))
     assert len(sums) == streaming._UNDER_WAY + 1
     assert isinstance(sums[0], np.ndarray | np.float64) and sums[0].dtype == np.float64
