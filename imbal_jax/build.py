@@ -25,10 +25,14 @@ from imbal_jax.builders import (
     nested_builders,
     options_of,
 )
+from imbal_jax.class_counts import ClassCounts
+from imbal_jax.corrections.conditional import with_default
 from imbal_jax.data import augmentation
+from imbal_jax.data.class_groups import Grouping, group_classes
 from imbal_jax.data.dataset import Dataset
 from imbal_jax.data.features import with_features
 from imbal_jax.data.image_set import ImageSet
+from imbal_jax.data.label_noise import LabelNoise
 from imbal_jax.data.pictures import PictureAugmentation
 from imbal_jax.data.pipeline import TrainingData, ValidationSplit, training_data
 from imbal_jax.data.profiles import Profile
@@ -36,20 +40,21 @@ from imbal_jax.data.samplers import steps_per_epoch
 from imbal_jax.data.speech import SpeechSource
 from imbal_jax.errors import InputError
 from imbal_jax.models.hubert_weights import count_stored
+from imbal_jax.training.conditions import condition_grid
 from imbal_jax.training.experiment import (
     EvaluationOptions,
     Experiment,
     RecordOptions,
     TrainingOptions,
     check_evaluation_options,
+    check_keeping,
     check_record_options,
     check_training_options,
 )
-from imbal_jax.training.objective import make_structure
-from imbal_jax.training.schedules import Horizon
+from imbal_jax.training.objective import make_structure, takes_condition
 from imbal_jax.training.step_rules import leaving
-from imbal_jax.training.streaming import example_of
-from imbal_jax.types import Array, Correction, Prediction
+from imbal_jax.training.streaming import example_of, is_streamed
+from imbal_jax.types import Array, Correction, Horizon, Prediction
 
 
 def seeds_of(config: ConfigDict) -> tuple[int, ...]:
@@ -85,14 +90,22 @@ def build_source(config: ConfigDict) -> Dataset | SpeechSource:
 
 
 def build_dataset(config: ConfigDict) -> Dataset:
-    """Reads the source that a resolved config names; faults in it are not raised here, but for unusable recordings.
+    """Reads the source that a resolved config names, with the classes that it wants to tell apart.
+
+    Faults in the data are not raised here, but for unusable recordings and where classes are grouped.
 
     Raises:
-      InputError: recordings meet a model or an augmentation of images, or images a model of recordings.
+      InputError: recordings meet a model or an augmentation of images, or images a model of recordings; or a class to
+        group does not exist.
     """
     source = build_source(config)
     _check_modality(config, isinstance(source, SpeechSource))
-    return source.load() if isinstance(source, SpeechSource) else source
+    return group_classes(source.load() if isinstance(source, SpeechSource) else source, build_classes(config))
+
+
+def build_classes(config: ConfigDict) -> Grouping:
+    """Which classes a resolved config tells apart."""
+    return _construct(config.classes, NAMED["classes"])
 
 
 def _check_modality(config: ConfigDict, recordings: bool) -> None:
@@ -116,9 +129,30 @@ def build_profile(config: ConfigDict) -> Profile:
     return _construct(config.profile, NAMED["profile"])
 
 
+def build_label_noise(config: ConfigDict) -> LabelNoise:
+    """The label noise of a resolved config."""
+    return _construct(config.label_noise, NAMED["label_noise"])
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of a resolved config."""
     return _construct(config.model, NAMED["model"], num_classes)
+
+
+def build_correction(config: ConfigDict, counts: ClassCounts) -> Correction:
+    """The correction of a resolved config, evaluated at the condition that it wants."""
+    correction = _construct(config.correction, CORRECTIONS, counts)
+    condition = tuple(config.evaluation.condition)
+    return with_default(correction, condition, name="evaluation.condition") if condition else correction
+
+
+def _check_film(config: ConfigDict, model: nn.Module, correction: Correction) -> None:
+    """Refuses a FiLM block that nothing is told to; a conditional correction without a block is an ablation."""
+    if takes_condition(model) and correction.conditional is None:
+        raise InputError(
+            "model.film: needs a correction whose hyper-parameters are drawn, such as conditional_vector_scaling, got"
+            f" {config.correction.name!r}"
+        )
 
 
 def build_spectrum_options(config: ConfigDict) -> SpectrumOptions:
@@ -193,8 +227,9 @@ def build_experiment(config: ConfigDict) -> Experiment:
         build_profile(config),
     )
     check_evaluation_options(evaluation)
-    data = training_data(build_dataset(config), validation, profile, training.empty_classes)  # type: ignore[arg-type]
-    check_training_options(training, data.validation is not None)
+    empty_classes: Any = training.empty_classes
+    data = training_data(build_dataset(config), validation, profile, empty_classes, build_label_noise(config))
+    check_training_options(training, data.validation is not None, len(data.class_names))
     provided = (data.train.labels, data.counts, training.batch_size)
     sampler = _construct(config.sampler, NAMED["sampler"], *provided)
     steps = steps_per_epoch(len(data.train.labels), training.batch_size)
@@ -202,15 +237,18 @@ def build_experiment(config: ConfigDict) -> Experiment:
     record = RecordOptions(**config.record)
     check_record_options(record, horizon)
     schedule = _construct(config.schedule, NAMED["schedule"], horizon)
-    correction = _construct(config.correction, CORRECTIONS, data.counts)
+    correction = build_correction(config, data.counts)
+    condition_grid(correction, evaluation.grid)
+    check_keeping(correction.keeping, training.epochs, is_streamed(data.train.images))
     if config.sampler.name != "uniform":
         _warn_if_weighted(config.sampler.name, correction, data)
     model = build_model(config, len(data.class_names))
+    _check_film(config, model, correction)
     constants, frozen = build_constants(config, model), build_frozen(config, model)
     data, augment = _with_augmentation(config, _with_cached_features(config, model, constants, data))
     reduction: Any = training.reduction
     example = example_of(data.train.images)
-    structure = make_structure(model, correction, reduction, example, training.batch_size, constants)
+    structure = make_structure(model, correction, reduction, example, training.batch_size, constants, horizon)
     return Experiment(
         data=data,
         model=model,

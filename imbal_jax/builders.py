@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from imbal_jax.analysis import options
-from imbal_jax.corrections import compose, margins, modulations, weights
+from imbal_jax.corrections import compose, conditional, margins, modulations, noise_robust, weights
 from imbal_jax.data import (
     arrays,
     augmentation,
+    class_groups,
     clothing1m,
     digits,
     fake_images,
     image_list,
+    label_noise,
     pictures,
     prepared,
     prepared_pictures,
@@ -27,8 +29,29 @@ from imbal_jax.data import (
     speech,
 )
 from imbal_jax.data.pipeline import ValidationSplit
-from imbal_jax.directions import ekfac, empirical_fisher, gdn, gradient
-from imbal_jax.models import bottleneck, bottleneck_weights, cnn, hubert_builder, mlp, resnet, speech_cnn, vgg
+from imbal_jax.directions import (
+    attentional_bias,
+    ekfac,
+    empirical_fisher,
+    gdn,
+    gradient,
+    low_pass,
+    perturbed,
+    sharpness_aware,
+)
+from imbal_jax.models import (
+    basic_resnet,
+    bottleneck,
+    bottleneck_weights,
+    cnn,
+    cnn8,
+    film,
+    hubert_builder,
+    mlp,
+    resnet,
+    speech_cnn,
+    vgg,
+)
 from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.experiment import EvaluationOptions, RecordOptions, TrainingOptions
 from imbal_jax.types import Correction, Direction
@@ -47,6 +70,11 @@ CORRECTIONS: Builders = {
     "logit_adjustment": margins.logit_adjustment,
     "vector_scaling": margins.vector_scaling,
     "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "minority_weight": weights.minority_weight,
+    "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
+    "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
+    "conditional_vector_scaling": conditional.conditional_vector_scaling,
+    "conditional_focal": conditional.conditional_focal,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
@@ -56,6 +84,11 @@ DIRECTIONS: Builders = {
     "improved_empirical_fisher": empirical_fisher.improved_empirical_fisher,
     "gdn": gdn.gdn,
     "ekfac": ekfac.ekfac,
+    "sharpness_aware": sharpness_aware.sharpness_aware,
+    "perturbed": perturbed.perturbed,
+    "low_pass": low_pass.low_pass,
+    "attentional_bias": attentional_bias.attentional_bias,
+    "exponentiated_gradient": attentional_bias.exponentiated_gradient,
 }
 
 # Sections that choose a builder by name.
@@ -72,14 +105,21 @@ NAMED: Mapping[str, Builders] = {
         "crema_d": speech.crema_d,
         "msp_podcast": speech.msp_podcast,
     },
+    "classes": {"all": class_groups.all_classes, "groups": class_groups.groups},
     "profile": {
         "natural": profiles.natural,
         "balanced": profiles.balanced,
         "dirichlet": profiles.dirichlet,
         "long_tail": profiles.long_tail,
         "step": profiles.step,
+        "binary": profiles.binary,
         "counts": profiles.counts,
         "thesis_table_b1": profiles.thesis_table_b1,
+    },
+    "label_noise": {
+        "none": label_noise.none,
+        "symmetric": label_noise.symmetric,
+        "asymmetric": label_noise.asymmetric,
     },
     "sampler": {
         "uniform": samplers.uniform,
@@ -98,7 +138,10 @@ NAMED: Mapping[str, Builders] = {
         "mlp": mlp.mlp,
         "cnn": cnn.cnn,
         "vgg11_bn": vgg.vgg11_bn,
+        "cnn8": cnn8.cnn8,
+        "resnet18": basic_resnet.resnet18,
         "resnet32": resnet.resnet32,
+        "resnet34": basic_resnet.resnet34,
         "resnet50": bottleneck.resnet50,
         "resnet152": bottleneck.resnet152,
         "hubert": hubert_builder.hubert,
@@ -131,7 +174,11 @@ FROZEN: Builders = {"resnet50": bottleneck.frozen_layers, "resnet152": bottlenec
 # Models of recordings; the others are of images.
 SPEECH_MODELS = ("hubert", "speech_cnn")
 # What a config file may leave out.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"spectrum": {"name": "fixed"}}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "classes": {"name": "all"},
+    "label_noise": {"name": "none"},
+    "spectrum": {"name": "fixed"},
+}
 # Sections with one fixed set of options.
 FIXED: Mapping[str, Callable] = {
     "validation": ValidationSplit,
@@ -141,7 +188,11 @@ FIXED: Mapping[str, Callable] = {
 }
 SECTIONS = ("seeds", *NAMED, *FIXED)
 # Options of these types are sections themselves.
-NESTED: Mapping[type, Builders] = {Correction: CORRECTIONS, Direction: DIRECTIONS}
+NESTED: Mapping[type, Builders] = {
+    Correction: CORRECTIONS,
+    Direction: DIRECTIONS,
+    film.FilmOptions: {"film": film.film},
+}
 
 
 def options_of(builder: Callable) -> dict[str, inspect.Parameter]:

@@ -26,6 +26,7 @@ _INTERVALS = {
     "in (0, 1]": lambda value: 0 < value <= 1,
     ">= 0": lambda value: value >= 0,
     "> 0": lambda value: value > 0,
+    "< 0": lambda value: value < 0,
     "in [0, 1)": lambda value: 0 <= value < 1,
     "in [0, 1]": lambda value: 0 <= value <= 1,
 }
@@ -37,7 +38,7 @@ def check_number(name: str, value: float, interval: str) -> float:
     Args:
       name: of the argument, for the message.
       value: to check.
-      interval: ">= 0", "> 0", "in [0, 1)", "in (0, 1]" or "in [0, 1]".
+      interval: ">= 0", "> 0", "< 0", "in [0, 1)", "in (0, 1]" or "in [0, 1]".
 
     Raises:
       InputError: the value is outside, infinite or NaN.

@@ -23,7 +23,8 @@ def cross_entropy_losses(logits: Array, labels: Array) -> Array:
 
 def corrected_losses(corrected: Corrected, labels: Array) -> Array:
     """The corrected loss of each example before any reduction, [batch], in nats (thesis Eq. 3.6)."""
-    return corrected.weights * corrected.modulation * cross_entropy_losses(corrected.logits, labels)
+    losses = corrected.modulation * cross_entropy_losses(corrected.logits, labels)
+    return corrected.weights * (losses if corrected.added is None else losses + corrected.added)
 
 
 def check_reduction(reduction: str) -> None:

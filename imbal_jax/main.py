@@ -68,6 +68,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument(
         "--seed", type=int, help="predict, spectrum, export: which of the run's seeds (default: the first)"
     )
+    parser.add_argument(
+        "--condition",
+        default="",
+        metavar="VALUES|METRIC",
+        help="predict: the hyper-parameters to tell a conditional model, as 0.1,2; or those best for a metric (auc)",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
     options, rest = parser.parse_known_args(arguments)
     return options, parse_overrides(rest)
@@ -105,7 +111,8 @@ def run(arguments: list[str]) -> int:
         tasks.export_task(config, workdir, _required(options.output, "output", "export"), options.seed)
     else:
         output = options.output or workdir / "predictions.npz"
-        tasks.predict_task(config, workdir, _required(options.input, "input", "predict"), output, options.seed)
+        images = _required(options.input, "input", "predict")
+        tasks.predict_task(config, workdir, images, output, options.seed, options.condition)
     return 0
 
 

@@ -15,8 +15,10 @@ from imbal_jax.analysis.class_spectra import GroupSpectrum, class_spectra, train
 from imbal_jax.analysis.spectrum_files import spectrum_header, write_spectra
 from imbal_jax.analysis.spectrum_tables import draw_spectra, read_spectrum, table
 from imbal_jax.class_counts import ClassCounts, class_counts, count_labels
+from imbal_jax.corrections.conditional import with_default
 from imbal_jax.data.arrays import read_images
 from imbal_jax.data.audio import FORMATS
+from imbal_jax.data.class_groups import group_classes, group_counts
 from imbal_jax.data.corpora import counts
 from imbal_jax.data.dataset import Dataset, faults
 from imbal_jax.data.image_list import PictureFiles
@@ -25,18 +27,20 @@ from imbal_jax.data.known import known_dataset
 from imbal_jax.data.pipeline import profile_counts
 from imbal_jax.data.prepare import prepare_cifar
 from imbal_jax.data.speech import ClipSet, SpeechSource
-from imbal_jax.errors import InputError
+from imbal_jax.errors import InputError, not_found
 from imbal_jax.models.bottleneck import BottleneckResNet
 from imbal_jax.models.bottleneck_weights import export_resnet
 from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
 from imbal_jax.reports.tables import prediction_lines, results_table
+from imbal_jax.resolve import resolve
 from imbal_jax.speech_tasks import clips_of, corpus_report, export_adapter, parameter_counts
+from imbal_jax.training.conditions import evaluate_conditions
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.folders import describe_machine
+from imbal_jax.training.folders import describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
-from imbal_jax.training.objective import inputs_like
+from imbal_jax.training.objective import example_for, inputs_like
 from imbal_jax.training.programs import compile_programs
 from imbal_jax.training.run import all_test_metrics, best_of_run, train
 from imbal_jax.training.state import count_parameters
@@ -46,36 +50,67 @@ from imbal_jax.training.streaming import is_streamed
 def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, prints the test metrics as a table and names the run folder."""
     stop = StopRequest().install()
-    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop)
+    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop, _completed)
     title = f"{config.data.name}, {config.correction.name}, {len(summary['seeds'])} seed(s), test set"
     Console().print(results_table({config.correction.name: summary}, title=title))
     print(f"run folder: {workdir}")
 
 
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run folder with the options that are newer than it."""
+    return plain(resolve(ConfigDict(stored)).to_dict())
+
+
 def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Restores the best parameters of every seed, evaluates them on the test set and prints the metrics as JSON."""
+    """Restores the best parameters of every seed, evaluates them on the test set and prints the metrics as JSON.
+
+    Of a conditional model also at every condition of `evaluation.grid`, which may be another than in training.
+    """
     experiment = build.build_experiment(config)
     programs = compile_programs(experiment, stacked=False)
     results = {}
     for seed in experiment.seeds:
-        results[seed] = all_test_metrics(experiment, programs, [best_of_run(programs, workdir, seed)])[0]
+        bests = [best_of_run(programs, workdir, seed)]
+        (results[seed],) = all_test_metrics(experiment, programs, bests)
+        (conditions,) = evaluate_conditions(experiment, programs, bests)
+        if conditions is not None:
+            results[seed] |= {**conditions.tuned(), "conditions": conditions.report()}
     write_json(workdir / "evaluation.json", {"per_seed": results})
     _print_json({"workdir": str(workdir), "per_seed": results})
 
 
 def predict_task(
-    config: ConfigDict, workdir: pathlib.Path, images_path: pathlib.Path, output: pathlib.Path, seed: int | None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    images_path: pathlib.Path,
+    output: pathlib.Path,
+    seed: int | None,
+    condition: str = "",
 ) -> None:
     """Writes class probabilities for the images of a file; for recordings or pictures also prints them.
 
     The output holds `probabilities` float32 [n, num_classes], `predictions` int64 [n], `class_names`, and `files` of
     recordings or pictures.
 
+    Args:
+      config: resolved.
+      workdir: the run folder.
+      images_path: of the images, or of sound files.
+      output: to write.
+      seed: of the run, None for its first.
+      condition: of a conditional model: "0.1,2", or a metric, for the condition that is best for it on validation;
+        empty for that of the config.
+
     Raises:
-      InputError: the file holds no images of the shape trained on, or the seed is not one of the run's.
+      InputError: the file holds no images of the shape trained on, the seed is not one of the run's, or there is no
+        such condition.
     """
     experiment = build.build_experiment(config)
     seed = _seed(experiment, seed)
+    if condition:
+        values = read_condition(condition, seed_folder(workdir, seed))
+        correction = with_default(experiment.correction, values, name="--condition")
+        experiment = experiment._replace(correction=correction)
     programs = compile_programs(experiment, stacked=False)
     best = best_of_run(programs, workdir, seed)
     progress = best.step / experiment.horizon.total_steps
@@ -190,7 +225,7 @@ def describe_task(config: ConfigDict) -> None:
     available, has_validation, example = _source_facts(config)
     counts, held_out = _wanted_counts(config, available, has_validation)
     model = build.build_model(config, counts.num_classes)
-    inputs = inputs_like(example, 1)
+    inputs = inputs_like(example_for(model, build.build_correction(config, counts), example), 1)
     variables = jax.eval_shape(lambda inputs: model.init(jax.random.key(0), inputs, train=False), inputs)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     total = count_parameters(variables["params"])
@@ -201,7 +236,7 @@ def describe_task(config: ConfigDict) -> None:
     _print_json(
         {
             "model": config.model.name,
-            "input_shape": inputs.shape[1:] if hasattr(inputs, "shape") else inputs.samples.shape[1:],
+            "input_shape": jax.tree.leaves(inputs)[0].shape[1:],  # images, or samples
             "num_classes": counts.num_classes,
             **sizes,
             "parameters": [
@@ -212,6 +247,7 @@ def describe_task(config: ConfigDict) -> None:
             "validation_class_counts": None if has_validation else held_out,
             "num_train": counts.total,
             "imbalance": counts.imbalance,
+            "label_noise": _noise_report(config, counts),
             "steps_per_epoch": counts.total // config.training.batch_size,
         }
     )
@@ -224,18 +260,37 @@ def _wanted_counts(config: ConfigDict, available: np.ndarray, has_validation: bo
     return class_counts(wanted, empty_classes=config.training.empty_classes), held_out
 
 
+def _noise_report(config: ConfigDict, counts: ClassCounts) -> dict[str, Any]:
+    """The label noise, and the class counts that it leaves: they depend on those before it and not on the examples.
+
+    Raises:
+      InputError: the noise is impossible with these counts.
+    """
+    labels = np.repeat(np.arange(counts.num_classes), counts.counts)
+    noisy = build.build_label_noise(config).corrupt(labels, counts.num_classes)
+    return {**config.label_noise.to_dict(), "class_counts": count_labels(noisy, counts.num_classes)}
+
+
 def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, Any]:
     """Training examples per class, whether there is a validation set, and what an example of a source is like."""
     known = known_dataset(config.data.get("dataset", ""))
     if known is not None:
-        return np.asarray(known.train_counts), False, tuple(known.image_shape)
+        return _grouped_counts(config, known.class_names, known.train_counts), False, tuple(known.image_shape)
     source = build.build_source(config)
     if isinstance(source, SpeechSource):  # its tables are enough
-        tables = source.corpus.splits
-        return counts(source.corpus)["train"], "validation" in tables, source.example()
+        corpus = source.corpus
+        available = _grouped_counts(config, corpus.class_names, counts(corpus)["train"])
+        return available, "validation" in corpus.splits, source.example()
     dataset = source
     available = count_labels(dataset.train.labels, dataset.num_classes)
+    available = _grouped_counts(config, dataset.class_names, available)
     return available, dataset.validation is not None, tuple(dataset.train.images.shape[1:])
+
+
+def _grouped_counts(config: ConfigDict, class_names: Sequence[str], available: Any) -> np.ndarray:
+    """Examples of each class that a config tells apart, from those of the source's classes."""
+    names, mapped = build.build_classes(config)(class_names)
+    return group_counts(available, mapped, len(names))
 
 
 def check_task(config: ConfigDict) -> int:
@@ -258,6 +313,10 @@ def check_task(config: ConfigDict) -> int:
         found += faults(dataset)
         for split in dataset.splits.values():
             found += split.images.faults() if isinstance(split.images, ImageSet) else []
+        try:
+            dataset = dataset if found else group_classes(dataset, build.build_classes(config))
+        except InputError as error:
+            found.append(str(error))
         report |= {"dataset": dataset.name, "class_names": dataset.class_names, "splits": _split_report(dataset)}
         if not found:
             found += _profile_faults(config, dataset, report)
@@ -286,6 +345,7 @@ def _profile_faults(config: ConfigDict, dataset: Dataset, report: dict[str, Any]
     available = count_labels(dataset.train.labels, dataset.num_classes)
     try:
         counts, held_out = _wanted_counts(config, available, dataset.validation is not None)
+        report["label_noise"] = _noise_report(config, counts)
     except InputError as error:
         return [str(error)]
     report["profile"] = {"class_counts": counts.counts, "imbalance": counts.imbalance}
@@ -305,6 +365,29 @@ def _seed(experiment: Experiment, seed: int | None) -> int:
     if seed not in experiment.seeds:
         raise InputError(f"--seed: expected one of the run's seeds {experiment.seeds}, got {seed}")
     return seed
+
+
+def read_condition(text: str, folder: pathlib.Path) -> tuple[float, ...]:
+    """The condition that a text names.
+
+    Args:
+      text: numbers such as "0.1,2", or a metric of conditions.json.
+      folder: of the seed.
+
+    Raises:
+      InputError: it is neither, or the run has evaluated no grid of conditions.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        pass
+    try:
+        best = json.loads((folder / "conditions.json").read_text())["best"]
+    except OSError:
+        raise InputError(f"--condition: expected numbers such as 0.1,2, got {text!r}; the run has no grid") from None
+    if text not in best:
+        raise InputError(f"--condition: expected numbers such as 0.1,2 or a metric; {not_found(text, best)}")
+    return tuple(best[text]["condition"])
 
 
 def _print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from imbal_jax.errors import check_number
 from imbal_jax.types import Array, Corrected, Correction, Prediction
 
 # The log prior of a masked class, finite so that no gradient meets infinity: exp of it is 0 in every precision.
-_LOG_ZERO = -1e30
+LOG_ZERO = -1e30
 
 
 def ldam_margins(counts: ClassCounts, max_margin: float) -> np.ndarray:
@@ -50,17 +50,21 @@ def ldam(counts, *, max_margin: float = 0.5, scale: float = 30.0) -> Correction:
     return Correction(correct, lambda logits, progress: scale * logits)
 
 
-def _affine(multiplier: np.ndarray, shift: np.ndarray, present: np.ndarray) -> Correction:
+def affine(multiplier: Array | np.ndarray, shift: Array | np.ndarray, weight: Array | np.ndarray) -> Correction:
     """Cross-entropy of multiplier_c z_c + shift_c in training; inference sees the raw logits.
 
-    Examples of masked classes, which a validation set can have, weigh nothing: their loss would be infinite.
+    Args:
+      multiplier: [num_classes]; may be traced, as the others may.
+      shift: [num_classes], nats.
+      weight: of the losses of each class, [num_classes]; 0 for masked classes, whose examples, which a validation set
+        can have, would have an infinite loss.
     """
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
         logits = prediction.logits
         adjusted = jnp.asarray(multiplier, logits.dtype) * logits + jnp.asarray(shift, logits.dtype)
-        weights = jnp.asarray(present, logits.dtype)[labels]
+        weights = jnp.asarray(weight, logits.dtype)[labels]
         return Corrected(adjusted, weights, jnp.ones_like(weights))
 
     return Correction(correct, keep_logits)
@@ -69,7 +73,7 @@ def _affine(multiplier: np.ndarray, shift: np.ndarray, present: np.ndarray) -> C
 def _log_prior(counts: ClassCounts, strength: float) -> np.ndarray:
     """strength * log pi_c, float64 [num_classes]; masked classes leave the softmax unless strength is 0."""
     occupied = np.where(counts.present, counts.priors, 1.0)
-    return np.where(counts.present, strength * np.log(occupied), _LOG_ZERO if strength else 0.0)
+    return np.where(counts.present, strength * np.log(occupied), LOG_ZERO if strength else 0.0)
 
 
 def logit_adjustment(counts, *, tau: float = 1.0) -> Correction:
@@ -118,4 +122,4 @@ def vector_scaling(counts, *, multiplicative: float = 0.3, additive: float = 1.0
     occupied = np.where(counts.present, counts.counts, counts.counts.max()).astype(np.float64)
     multiplier = (occupied / occupied.max()) ** exponent
     shift = _log_prior(counts, check_number("additive", additive, ">= 0"))
-    return _affine(multiplier, shift, counts.present)
+    return affine(multiplier, shift, counts.present)

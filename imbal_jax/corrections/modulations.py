@@ -20,15 +20,20 @@ def probability_of_error(logits: Array, labels: Array) -> Array:
     return -jnp.expm1(-cross_entropy_losses(logits, labels))
 
 
-def _safe_power(base: Array, exponent: float) -> Array:
-    """base^exponent for base >= 0 with a finite gradient at 0, where it is taken as 0.
+def safe_power(base: Array, exponent: Array | float) -> Array:
+    """base^exponent for base >= 0 with a finite gradient at 0, where it is taken as 0, or as 1 for the exponent 0.
 
     For exponent < 1 the derivative at 0 is infinite and times a zero loss gives NaN.
+
+    Args:
+      base: of any shape.
+      exponent: >= 0; may be traced.
     """
-    if exponent == 0:
+    if not isinstance(exponent, jax.Array) and exponent == 0:
         return jnp.ones_like(base)
     positive = base > np.finfo(np.float32).tiny
-    return jnp.where(positive, jnp.where(positive, base, 1.0) ** exponent, 0.0)
+    at_zero = jnp.where(jnp.asarray(exponent) == 0, jnp.ones_like(base), jnp.zeros_like(base))
+    return jnp.where(positive, jnp.where(positive, base, 1.0) ** jnp.asarray(exponent, base.dtype), at_zero)
 
 
 def focal(*, gamma: float = 1.0) -> Correction:
@@ -47,7 +52,7 @@ def focal(*, gamma: float = 1.0) -> Correction:
 
     def correct(prediction: Prediction, labels: Array, progress) -> Corrected:
         del progress
-        factor = _safe_power(probability_of_error(prediction.logits, labels), gamma)
+        factor = safe_power(probability_of_error(prediction.logits, labels), gamma)
         return Corrected(prediction.logits, jnp.ones_like(factor), factor)
 
     return Correction(correct, keep_logits)

@@ -119,3 +119,25 @@ def class_balanced(counts, *, beta: float = 0.999, normalization: str = "mean_on
     return weighted(
         effective_number_weights(class_counts(counts), beta=beta, normalization=normalization)  # type: ignore[arg-type]
     )
+
+
+def minority_weight(counts, *, weight: float = 0.5) -> Correction:
+    """Weighs the rarer of two classes by `weight` and the other by 1 - weight; of equal ones the second is the rarer.
+
+    The alpha of alpha-balanced focal loss (Lin et al. 2018), with `focal` as the modulation of a composition, and the
+    Omega of the published binary VS loss (Kini et al. 2021), with `vector_scaling` as its margin. At 0.5 the loss is
+    halved.
+
+    Args:
+      counts: training examples of both classes, [2], or a `ClassCounts`.
+      weight: in [0, 1].
+
+    Raises:
+      InputError: the weight is outside [0, 1], a class is empty, or there are not two classes.
+    """
+    check_number("weight", weight, "in [0, 1]")
+    counts = class_counts(counts)
+    if counts.num_classes != 2:
+        raise InputError(f"minority_weight: expected two classes, got {counts.num_classes}")
+    first, second = counts.counts
+    return weighted(np.array([weight, 1 - weight] if first < second else [1 - weight, weight]))

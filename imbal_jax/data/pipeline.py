@@ -1,4 +1,4 @@
-"""From a source to what a run trains on: validation split, imbalance, standardisation."""
+"""From a source to what a run trains on: validation split, imbalance, label noise, standardisation."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import numpy as np
 from imbal_jax.class_counts import ClassCounts, EmptyClasses, class_counts, count_labels
 from imbal_jax.data.dataset import Dataset, Split, require_valid
 from imbal_jax.data.image_set import ImageSet
+from imbal_jax.data.label_noise import LabelNoise, none
 from imbal_jax.data.profiles import Profile
 from imbal_jax.data.splits import draw_per_class, split_off, validation_counts
 from imbal_jax.errors import check_number
@@ -34,14 +35,15 @@ class TrainingData(NamedTuple):
 
     name: str
     class_names: tuple[str, ...]
-    train: Split  # imbalanced by the profile
+    train: Split  # imbalanced by the profile, with the labels that are trained on
     validation: Split | None
     test: Split
-    counts: ClassCounts  # of the training set
+    counts: ClassCounts  # of the training set, by the labels that are trained on
     mean: np.ndarray | None  # float32 [channels], what images are standardised by; None for clips
     std: np.ndarray | None  # float32 [channels]
     fingerprint: str  # of all arrays above
     more_tests: Mapping[str, Split] = MappingProxyType({})  # further test sets by name
+    clean_labels: np.ndarray | None = None  # int32 [n], of the training set before label noise; for evaluation only
 
 
 def profile_counts(available: np.ndarray, has_validation: bool, validation: ValidationSplit, profile: Profile):
@@ -63,32 +65,68 @@ def profile_counts(available: np.ndarray, has_validation: bool, validation: Vali
 
 
 def training_data(
-    dataset: Dataset, validation: ValidationSplit, profile: Profile, empty_classes: EmptyClasses = "refuse"
+    dataset: Dataset,
+    validation: ValidationSplit,
+    profile: Profile,
+    empty_classes: EmptyClasses = "refuse",
+    noise: LabelNoise | None = None,
 ) -> TrainingData:
-    """Splits off the validation set, imbalances the rest, and measures the training pixels.
+    """Splits off the validation set, imbalances the rest, makes labels wrong, and measures the training pixels.
+
+    Noise comes last: samplers, corrections and whatever else knows the class counts see those of the noisy labels, as
+    they would in a set whose labels are wrong to begin with.
+
+    Args:
+      dataset: of a source.
+      validation: how the validation set is taken, if the source has none.
+      profile: how many examples of each class are kept.
+      empty_classes: "refuse" or "mask" classes without training examples.
+      noise: none by default.
 
     Raises:
-      InputError: the data set has faults, the split or the profile is impossible, or a class is empty under "refuse".
+      InputError: the data set has faults, the split, the profile or the noise is impossible, or a class is empty under
+        "refuse".
     """
     require_valid(dataset)
     check_number("validation.seed", validation.seed, ">= 0")
     labels = dataset.train.labels
     available = count_labels(labels, dataset.num_classes)
     wanted, held_out = profile_counts(available, dataset.validation is not None, validation, profile)
-    counts = class_counts(wanted, empty_classes=empty_classes)
+    class_counts(wanted, empty_classes=empty_classes)
     rng = np.random.default_rng(validation.seed)
     pool, away = split_off(rng, labels, held_out)
     chosen = pool[draw_per_class(rng, labels[pool], wanted)]
     held = dataset.validation
     if held is None and len(away):
         held = _take(dataset.train, away)
-    train = _take(dataset.train, chosen)
+    clean = _take(dataset.train, chosen)
+    noise = none() if noise is None else noise
+    train = _with_noise(clean, noise, dataset.num_classes)
+    if held is not None and noise.validation:
+        held = _with_noise(held, noise, dataset.num_classes)
+    counts = class_counts(count_labels(train.labels, dataset.num_classes), empty_classes=empty_classes)
     mean, std = _statistics(train.images)
     more = dataset.more_tests or {}
     fingerprint = _fingerprint([train, held, dataset.test, *more.values()])
+    is_noisy = (train.labels != clean.labels).any()
     return TrainingData(
-        dataset.name, dataset.class_names, train, held, dataset.test, counts, mean, std, fingerprint, more
+        name=dataset.name,
+        class_names=dataset.class_names,
+        train=train,
+        validation=held,
+        test=dataset.test,
+        counts=counts,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint,
+        more_tests=more,
+        clean_labels=clean.labels if is_noisy else None,
     )
+
+
+def _with_noise(split: Split, noise: LabelNoise, num_classes: int) -> Split:
+    """A split with labels as the noise leaves them."""
+    return split._replace(labels=noise.corrupt(split.labels, num_classes))
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:

@@ -106,6 +106,33 @@ def step(*, ratio: float = 100.0) -> Profile:
     return wanted
 
 
+def binary(*, beta: float = 100.0) -> Profile:
+    """All negatives (class 0) and floor(n_- / beta) positives (class 1), as in loss-conditional training.
+
+    Its Table 12 has these numbers but for beta = 200 on the household classes, 13 of 2500 / 200.
+
+    Args:
+      beta: n_- / n_+, >= 1.
+
+    Raises:
+      InputError: beta < 1. On use: not two classes, no positive is left, or there are not as many.
+    """
+    _ratio(beta, name="beta")
+
+    def wanted(available: np.ndarray) -> np.ndarray:
+        if len(available) != 2:
+            raise InputError(
+                f"profile: binary is for two classes, got {len(available)}; group them with config.classes"
+            )
+        negatives = int(available[0])
+        positives = int(np.floor(negatives / beta + 1e-9))
+        if positives == 0:
+            raise InputError(f"beta: expected at most {negatives}, so that a positive is left, got {beta}")
+        return _obtainable(np.array([negatives, positives]), available)
+
+    return wanted
+
+
 def counts(*, counts: tuple[int, ...] = ()) -> Profile:
     """Counts given one by one.
 
@@ -134,13 +161,13 @@ def thesis_table_b1(*, alpha: float = 0.1) -> Profile:
     return counts(counts=THESIS_TABLE_B1[alpha])
 
 
-def _ratio(ratio: float) -> float:
+def _ratio(ratio: float, *, name: str = "ratio") -> float:
     """Returns a ratio >= 1, or raises InputError with a hint."""
     if not ratio > 0 or not np.isfinite(ratio):
-        raise InputError(f"ratio: expected the largest count over the smallest, a number >= 1, got {ratio}")
+        raise InputError(f"{name}: expected the largest count over the smallest, a number >= 1, got {ratio}")
     if ratio < 1:
         raise InputError(
-            f"ratio: expected the largest count over the smallest, a number >= 1, got {ratio}; did you mean"
+            f"{name}: expected the largest count over the smallest, a number >= 1, got {ratio}; did you mean"
             f" {1 / ratio:g}? (some code bases take the inverse and call it imb_factor)"
         )
     return float(ratio)

@@ -225,7 +225,7 @@ def _layers_of_run(structure: Structure, biases: str) -> tuple[dict[Path, _Layer
     Raises:
       InputError: there is no layer and all else is frozen.
     """
-    objective, params, batch = structure
+    objective, params, batch, *_ = structure
     key = jax.eval_shape(lambda: jax.random.key(0))
     layers, refused = _find_layers(objective, params, batch, key, biases)
     fate = "no step" if biases == "frozen" else "the plain gradient"

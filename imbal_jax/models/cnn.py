@@ -4,10 +4,11 @@ from flax import linen as nn
 
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.models.convolution import Convolution3x3
+from imbal_jax.models.film import FilmOptions, activate, modulate_pooled, split_condition
 from imbal_jax.models.heads import check_classifier, check_images, check_size, classify
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool, max_pool_2x2
-from imbal_jax.types import Array
+from imbal_jax.types import Array, Conditioned
 
 
 class CNN(nn.Module):
@@ -16,23 +17,25 @@ class CNN(nn.Module):
     num_classes: int
     width: int
     classifier: str
+    film: FilmOptions | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+    def __call__(self, inputs: Array | Conditioned, train: bool) -> tuple[Array, Array]:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes] and features."""
+        images, condition = split_condition(inputs, self.film)
         check_images(images, least_side=4)
         hidden = images
         for layer, channels in enumerate((self.width, 2 * self.width), start=1):
             convolution = Convolution3x3(
                 channels, use_bias=False, kernel_init=kaiming_normal("fan_in"), name=f"convolution{layer}"
             )
-            hidden = nn.relu(BatchNorm(name=f"norm{layer}")(convolution(hidden), train))
-            hidden = max_pool_2x2(hidden)
-        features = global_average_pool(hidden)
+            hidden = BatchNorm(name=f"norm{layer}")(convolution(hidden), train)
+            hidden = max_pool_2x2(activate(hidden, self.film if layer == 2 else None, condition))
+        features = modulate_pooled(global_average_pool(hidden), self.film, condition)
         return classify(features, self.classifier, self.num_classes), features
 
 
-def cnn(num_classes: int, *, width: int = 16, classifier: str = "linear") -> nn.Module:
+def cnn(num_classes: int, *, width: int = 16, classifier: str = "linear", film: FilmOptions | None = None) -> nn.Module:
     """A small convolutional network for quick studies: 5,178 parameters for 8x8 grey digits and width 16.
 
     Two 3x3 convolutions with width and 2 width channels, each with batch normalisation, ReLU and a 2x2 max pool,
@@ -43,6 +46,8 @@ def cnn(num_classes: int, *, width: int = 16, classifier: str = "linear") -> nn.
       num_classes: the number of logits.
       width: channels of the first convolution.
       classifier: "linear" or "cosine".
+      film: a block that takes a condition, for loss-conditional training; none by default. The images are then
+        `Conditioned`.
 
     Returns:
       A module applied as `apply(variables, images, train=...)`, images [batch, height, width, channels]
@@ -54,4 +59,4 @@ def cnn(num_classes: int, *, width: int = 16, classifier: str = "linear") -> nn.
     """
     check_classifier(num_classes, classifier)
     check_size("width", width)
-    return CNN(num_classes, width, classifier)
+    return CNN(num_classes, width, classifier, film)

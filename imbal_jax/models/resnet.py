@@ -5,10 +5,11 @@ from flax import linen as nn
 
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.models.convolution import Convolution3x3
+from imbal_jax.models.film import FilmOptions, activate, modulate_pooled, split_condition
 from imbal_jax.models.heads import check_classifier, check_images, check_size, classify
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool
-from imbal_jax.types import Array
+from imbal_jax.types import Array, Conditioned
 
 _BLOCKS_PER_STAGE = 5
 
@@ -41,6 +42,7 @@ class BasicBlock(nn.Module):
 
     channels: int
     stride: int
+    activated: bool = True  # whether the last ReLU is applied; the network does it otherwise
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> Array:
@@ -49,7 +51,8 @@ class BasicBlock(nn.Module):
         hidden = nn.relu(BatchNorm(name="norm1")(hidden, train))
         hidden = _convolution(self.channels, 1, "convolution2")(hidden)
         hidden = BatchNorm(name="norm2")(hidden, train)
-        return nn.relu(hidden + shortcut(images, self.channels, self.stride))
+        hidden = hidden + shortcut(images, self.channels, self.stride)
+        return nn.relu(hidden) if self.activated else hidden
 
 
 class ResNet32(nn.Module):
@@ -58,23 +61,29 @@ class ResNet32(nn.Module):
     num_classes: int
     width: int
     classifier: str
+    film: FilmOptions | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+    def __call__(self, inputs: Array | Conditioned, train: bool) -> tuple[Array, Array]:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes] and features."""
+        images, condition = split_condition(inputs, self.film)
         check_images(images)
         hidden = nn.relu(BatchNorm(name="norm")(_convolution(self.width, 1, "convolution")(images), train))
         for stage in (1, 2, 3):
             for block in range(1, _BLOCKS_PER_STAGE + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 channels = self.width * 2 ** (stage - 1)
-                hidden = BasicBlock(channels, stride, name=f"stage{stage}_block{block}")(hidden, train)
-        features = global_average_pool(hidden)
+                last = (stage, block) == (3, _BLOCKS_PER_STAGE)
+                hidden = BasicBlock(channels, stride, not last, name=f"stage{stage}_block{block}")(hidden, train)
+        hidden = activate(hidden, self.film, condition)
+        features = modulate_pooled(global_average_pool(hidden), self.film, condition)
         logits = classify(features, self.classifier, self.num_classes, kernel_init=kaiming_normal("fan_in"))
         return logits, features
 
 
-def resnet32(num_classes: int, *, width: int = 16, classifier: str = "linear") -> nn.Module:
+def resnet32(
+    num_classes: int, *, width: int = 16, classifier: str = "linear", film: FilmOptions | None = None
+) -> nn.Module:
     """ResNet-32 of the long-tail literature: 464,154 parameters for RGB, ten classes and width 16.
 
     Three stages of five basic blocks with width, 2 width and 4 width channels and shortcuts without parameters
@@ -83,8 +92,11 @@ def resnet32(num_classes: int, *, width: int = 16, classifier: str = "linear") -
 
     Args:
       num_classes: the number of logits.
-      width: channels of the first layer; 64 gives the variant of loss-conditional training, with 256 features.
+      width: channels of the first layer. Loss-conditional training says "64 channels in the first layer", but its
+        block of 64 channels after the last convolution, and its code, mean 16 in the first and 64 in the last.
       classifier: "linear" or "cosine".
+      film: a block that takes a condition, for loss-conditional training, 17,280 parameters for two hyper-parameters
+        and width 16; none by default. The images are then `Conditioned`.
 
     Returns:
       A module applied as `apply(variables, images, train=...)`, images [batch, height, width, channels]
@@ -96,4 +108,4 @@ def resnet32(num_classes: int, *, width: int = 16, classifier: str = "linear") -
     """
     check_classifier(num_classes, classifier)
     check_size("width", width)
-    return ResNet32(num_classes, width, classifier)
+    return ResNet32(num_classes, width, classifier, film)

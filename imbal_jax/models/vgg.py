@@ -4,13 +4,15 @@ from flax import linen as nn
 
 from imbal_jax.models.batch_norm import BatchNorm
 from imbal_jax.models.convolution import Convolution3x3
+from imbal_jax.models.film import FilmOptions, activate, modulate_pooled, split_condition
 from imbal_jax.models.heads import check_classifier, check_dropout, check_images, classify
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.pooling import global_average_pool, max_pool_2x2
-from imbal_jax.types import Array
+from imbal_jax.types import Array, Conditioned
 
 # Channels of the 3x3 convolutions between two pools: configuration A, Table 1 of Simonyan and Zisserman 2015.
 _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+_CONVOLUTIONS = sum(map(len, _STAGES))
 _DENSE_UNITS = 4096
 
 
@@ -20,10 +22,12 @@ class VGG11(nn.Module):
     num_classes: int
     classifier: str
     dropout: float
+    film: FilmOptions | None = None
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> tuple[Array, Array]:
+    def __call__(self, inputs: Array | Conditioned, train: bool) -> tuple[Array, Array]:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes] and features [batch, 4096]."""
+        images, condition = split_condition(inputs, self.film)
         check_images(images, least_side=32)
         hidden, layer = images, 0
         for stage in _STAGES:
@@ -32,9 +36,10 @@ class VGG11(nn.Module):
                 convolution = Convolution3x3(
                     channels, kernel_init=kaiming_normal("fan_out"), name=f"convolution{layer}"
                 )
-                hidden = nn.relu(BatchNorm(name=f"norm{layer}")(convolution(hidden), train))
+                hidden = BatchNorm(name=f"norm{layer}")(convolution(hidden), train)
+                hidden = activate(hidden, self.film if layer == _CONVOLUTIONS else None, condition)
             hidden = max_pool_2x2(hidden)
-        features = global_average_pool(hidden)
+        features = modulate_pooled(global_average_pool(hidden), self.film, condition)
         small_normal = nn.initializers.normal(0.01)
         for layer in (1, 2):
             dense = nn.Dense(_DENSE_UNITS, kernel_init=small_normal, name=f"dense{layer}")
@@ -49,7 +54,9 @@ class VGG11(nn.Module):
         return logits, features
 
 
-def vgg11_bn(num_classes: int, *, classifier: str = "linear", dropout: float = 0.5) -> nn.Module:
+def vgg11_bn(
+    num_classes: int, *, classifier: str = "linear", dropout: float = 0.5, film: FilmOptions | None = None
+) -> nn.Module:
     """VGG11 with batch normalisation for small images: 28,149,514 parameters for RGB and ten classes.
 
     Configuration A of Simonyan and Zisserman 2015 with a batch normalisation after every convolution and dense
@@ -61,6 +68,8 @@ def vgg11_bn(num_classes: int, *, classifier: str = "linear", dropout: float = 0
       num_classes: the number of logits.
       classifier: "linear" or "cosine".
       dropout: the share of each dense layer's 4096 units set to zero in training.
+      film: a block that takes a condition, for loss-conditional training; none by default. The images are then
+        `Conditioned`.
 
     Returns:
       A module applied as `apply(variables, images, train=...)`, images [batch, height, width, channels]
@@ -72,4 +81,4 @@ def vgg11_bn(num_classes: int, *, classifier: str = "linear", dropout: float = 0
     """
     check_classifier(num_classes, classifier)
     check_dropout(dropout)
-    return VGG11(num_classes, classifier, dropout)
+    return VGG11(num_classes, classifier, dropout, film)

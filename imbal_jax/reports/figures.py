@@ -68,7 +68,7 @@ def confusion_figure(confusion, class_names: Sequence[str]) -> Figure:
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full_like(matrix, np.nan), where=support > 0)
     side = 2.6 + 0.42 * num_classes if num_classes <= MAX_NAMED_CLASSES else 6.5
-    figure, (axes,) = _new_figure(1, width=side + 0.8, height=side)
+    figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.grid(visible=False)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -101,7 +101,7 @@ def learning_curves_figure(records_by_seed: Mapping[int, Sequence[Record]]) -> F
     panels = [keys for keys in panels if keys]
     if not panels:
         raise InputError(f"records: expected one of the keys {list(LOSSES + SCORES)}, found none")
-    figure, all_axes = _new_figure(len(panels), width=4.6 * len(panels), height=3.6)
+    figure, all_axes = new_figure(len(panels), width=4.6 * len(panels), height=3.6)
     for axes, keys in zip(all_axes, panels, strict=True):
         for key, colour in zip(keys, COLOURS, strict=False):
             _draw_seeds(axes, found[key], colour, readable(key))
@@ -134,7 +134,7 @@ def class_gradient_norms_figure(records: Sequence[Record], class_names: Sequence
     norms = np.array([record["class_gradient_norms"] for record in with_norms], np.float64)
     norms[~(norms > 0)] = np.nan  # a logarithm has no place for a class that gave no gradient
 
-    figure, (axes,) = _new_figure(1, width=6.4, height=3.8)
+    figure, (axes,) = new_figure(1, width=6.4, height=3.8)
     marker = "o" if len(epochs) == 1 else ""
     if len(class_names) <= 2 * len(COLOURS):
         for index, name in enumerate(class_names):
@@ -163,7 +163,7 @@ def comparison_figure(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[s
     """
     if not rows:
         raise InputError("rows: expected at least one summary, got none")
-    figure, all_axes = _new_figure(
+    figure, all_axes = new_figure(
         len(columns), width=1.4 + 2.6 * len(columns), height=1.1 + 0.32 * len(rows), sharey=True
     )
     positions = np.arange(len(rows))
@@ -214,7 +214,7 @@ def class_counts_figure(counts, class_names: Sequence[str], per_class_recall=Non
     named = len(order) <= MAX_NAMED_CLASSES
     width = max(4.5, 1.2 + 0.5 * len(order)) if named else 7.0
     num_panels = 1 if recall is None else 2
-    figure, all_axes = _new_figure(num_panels, width=width, height=1.0 + 2.3 * num_panels, stacked=True)
+    figure, all_axes = new_figure(num_panels, width=width, height=1.0 + 2.3 * num_panels, stacked=True)
     _draw_counts(all_axes[0], counts[order], numbers=named)
     if recall is not None:
         _draw_recall(all_axes[1], recall[order])
@@ -279,10 +279,18 @@ def _percent(fraction: float | None) -> float:
     return np.nan if fraction is None else 100 * fraction
 
 
-def _new_figure(
+def new_figure(
     panels: int, *, width: float, height: float, stacked: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure in inches with panels side by side or stacked over one x axis."""
+    """A figure with panels side by side or stacked over one x axis.
+
+    Args:
+      panels: how many.
+      width: of the figure, inches.
+      height: likewise.
+      stacked: one above the other.
+      sharey: one y axis for all.
+    """
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     shape = (panels, 1) if stacked else (1, panels)
     all_axes = list(figure.subplots(*shape, sharex=stacked, sharey=sharey, squeeze=False).flat)

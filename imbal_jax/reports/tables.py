@@ -91,6 +91,20 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def conditions_table(names: Sequence[str], best: Mapping[str, Mapping[str, Any]]) -> str:
+    """The best condition of a conditional model by metric, in Markdown, ending in a newline.
+
+    Args:
+      names: of the hyper-parameters.
+      best: by metric, its "condition" (a number for each name) and the metric on "validation" and on "test".
+    """
+    lines = [["metric", *names, "validation", "test"], ["---", *["---:"] * (len(names) + 2)]]
+    for metric, found in best.items():
+        condition = [f"{value:g}" for value in found["condition"]]
+        lines.append([readable(metric), *condition, f"{found['validation']:.4f}", f"{found['test']:.4f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _mean(summary: Mapping[str, Any], name: str, column: str) -> float | None:
     """The mean of a column, checked."""
     mean = summary.get(column)

@@ -15,8 +15,8 @@ from imbal_jax.curvature.subsets import Subset, select_parameters
 from imbal_jax.data.dataset import Split
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.objective import make_objective, standardise, step_key_of, zeros_like_inputs
-from imbal_jax.training.streaming import example_of, is_streamed, resident_split
+from imbal_jax.training.objective import at_default, make_objective, standardise, step_key_of, zeros_like_inputs
+from imbal_jax.training.streaming import is_streamed, resident_split
 from imbal_jax.types import Array, Batch, Objective, Params, Prediction, PyTree
 
 LOSSES = ("corrected", "cross_entropy")
@@ -84,7 +84,7 @@ def class_problem(
     def prepare(keys: Array, images: Array) -> Array:
         if augmentation != "none":
             images = jax.vmap(lambda key, image: experiment.augmentation(key, image[None])[0])(keys, images)
-        return standardise(images, data.mean, data.std)
+        return at_default(experiment.model, correction, standardise(images, data.mean, data.std))
 
     return Problem(objective, prepare, subset, matrix, augmentation == "redrawn", dtype)
 
@@ -138,9 +138,10 @@ def make_class_extremes(
     samples = sample_classes(labels, len(names), record.curvature_examples, seed=0)
     present = [index for index, members in enumerate(samples) if len(members)]
     groups = class_groups(labels, names, samples, tuple(present), whole=False, size=record.curvature_micro_batch)
-    example = example_of(data.train.images)
     variables = jax.eval_shape(
-        lambda: experiment.model.init(jax.random.key(0), zeros_like_inputs(example, 1), train=False)["params"]
+        lambda: experiment.model.init(jax.random.key(0), zeros_like_inputs(experiment.example, 1), train=False)[
+            "params"
+        ]
     )
     subset = select_parameters(variables)
     require_memory(subset.size, min(record.curvature_order, subset.size), 1)

@@ -1,7 +1,7 @@
 """The parts of a run, built and checked, before anything is compiled."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -10,9 +10,11 @@ from flax import linen as nn
 from imbal_jax.data.pipeline import TrainingData
 from imbal_jax.data.samplers import Sampler
 from imbal_jax.errors import InputError, check_number
+from imbal_jax.evaluation.binary_metrics import BINARY_METRICS
 from imbal_jax.losses import check_reduction
-from imbal_jax.training.schedules import Horizon
-from imbal_jax.types import Array, Correction, Direction, PyTree
+from imbal_jax.training.objective import example_for
+from imbal_jax.training.streaming import example_of
+from imbal_jax.types import Array, Correction, Direction, Horizon, Keeping, PyTree
 
 # What the best checkpoint is chosen by, and whether less is better.
 SELECTION = {
@@ -21,6 +23,8 @@ SELECTION = {
     "validation/accuracy": False,
     "validation/balanced_accuracy": False,
     "validation/macro_f1": False,
+    # Of two classes; a sum orders as its mean does.
+    **{f"validation/{name}": less for name, less in BINARY_METRICS.items() if name != "brier_score_sum"},
 }
 
 
@@ -61,11 +65,17 @@ class EvaluationOptions(NamedTuple):
       batch_size: examples per call.
       head_above: classes with more training examples are the head.
       tail_below: classes with fewer are the tail; the rest is in the middle.
+      condition: of a conditional correction, the hyper-parameters that the model is told in validation, in testing and
+        in predictions, in the order of the correction; empty for the means of their densities.
+      grid: of a conditional correction, for each of the hyper-parameters the values that the trained model is evaluated
+        at, in all combinations; empty for none. It may change after training, for the task evaluate.
     """
 
     batch_size: int = 500
     head_above: int = 100
     tail_below: int = 20
+    condition: tuple[float, ...] = ()
+    grid: tuple[tuple[float, ...], ...] = ()
 
 
 class RecordOptions(NamedTuple):
@@ -119,9 +129,14 @@ class Experiment(NamedTuple):
     frozen: frozenset[str] = frozenset()  # names of layers that training leaves as they are
     pretrained: PyTree | None = None  # what training starts from in the place of random variables
 
+    @property
+    def example(self) -> Any:
+        """What an example is like as the model receives it, see `imbal_jax.training.objective.inputs_like`."""
+        return example_for(self.model, self.correction, example_of(self.data.train.images))
 
-def check_training_options(options: TrainingOptions, has_validation: bool) -> None:
-    """Raises InputError when an option is out of range or needs a validation set that there is not."""
+
+def check_training_options(options: TrainingOptions, has_validation: bool, num_classes: int = 2) -> None:
+    """Raises InputError when an option is out of range, or needs a validation set or two classes that there are not."""
     for name in ("epochs", "batch_size", "checkpoint_every_epochs", "steps_per_call"):
         if getattr(options, name) < 1:
             raise InputError(f"training.{name}: expected a number >= 1, got {getattr(options, name)}")
@@ -140,9 +155,21 @@ def check_training_options(options: TrainingOptions, has_validation: bool) -> No
         raise InputError(
             f"training.select: {options.select!r} needs a validation set, but validation.fraction is 0; use 'last'"
         )
+    if num_classes != 2 and options.select.removeprefix("validation/") in BINARY_METRICS:
+        raise InputError(f"training.select: {options.select!r} needs two classes, got {num_classes}")
     devices = len(jax.local_devices()) if options.devices == "all" else 1
     if options.batch_size % devices:
         raise InputError(f"training.batch_size: expected a multiple of the {devices} devices, got {options.batch_size}")
+
+
+def check_keeping(keeping: Keeping | None, epochs: int, streamed: bool) -> None:
+    """Raises InputError when a correction is to remember examples and cannot, or would never use it."""
+    if keeping is None:
+        return
+    if streamed:
+        raise InputError("refresh: 'epochs' needs images that lie on the device, not recordings; use 'batch'")
+    if keeping.start >= epochs:
+        raise InputError(f"start: expected fewer than the run's {epochs} epochs, got {keeping.start}")
 
 
 def check_evaluation_options(options: EvaluationOptions) -> None:

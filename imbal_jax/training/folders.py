@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -23,13 +24,19 @@ def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
     return workdir / f"seed_{seed}"
 
 
-def claim(workdir: pathlib.Path, config: dict[str, Any], fingerprint: str) -> bool:
+def claim(
+    workdir: pathlib.Path,
+    config: dict[str, Any],
+    fingerprint: str,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> bool:
     """Starts a run in a folder, or continues the run that it holds.
 
     Args:
       workdir: the run folder; created if missing.
       config: the resolved config, nested dicts.
       fingerprint: of the data, and of frozen weights where there are any.
+      complete: gives a stored config the options that are newer than the run.
 
     Returns:
       Whether the folder held this run already.
@@ -46,6 +53,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any], fingerprint: str) -> bo
         write_json(workdir / "config.json", config)
         return False
     differences = config_differences(stored, config)
+    if differences and complete is not None:
+        differences = config_differences(complete(stored), config)
     if differences:
         raise CheckpointError(
             f"workdir: {workdir} holds a run of another config: {'; '.join(differences)}; use another workdir"
@@ -79,10 +88,11 @@ def read_config(workdir: pathlib.Path, *, missing_ok: bool = False) -> dict[str,
 def config_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """The leaves in which two configs of runs differ, "key: stored X, given Y".
 
-    How a run is looked at is no part of it: the section `spectrum` may differ.
+    How a run is looked at is no part of it: the section `spectrum` and the option `evaluation.grid` may differ.
     """
     old, new = _leaves(json.loads(json.dumps(stored))), _leaves(json.loads(json.dumps(given)))
-    old, new = ({key: leaf for key, leaf in each.items() if not key.startswith("spectrum.")} for each in (old, new))
+    looks = ("spectrum.", "evaluation.grid")
+    old, new = ({key: leaf for key, leaf in each.items() if not key.startswith(looks)} for each in (old, new))
     absent = "nothing"
     return [
         f"{key}: stored {old.get(key, absent)!r}, given {new.get(key, absent)!r}"

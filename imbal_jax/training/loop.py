@@ -1,26 +1,30 @@
 """The training loop: epochs of un-awaited steps, records, the best parameters, checkpoints."""
 
+import logging
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imbal_jax.errors import NonFiniteLossError
 from imbal_jax.evaluation.class_gradients import class_gradient_norms
-from imbal_jax.evaluation.evaluate import Sums, metrics_of, read_sums
+from imbal_jax.evaluation.evaluate import Scores, Sums, metrics_of, read_scores, read_sums, score_metrics
 from imbal_jax.reports.records import JsonLines, tensorboard_writer, truncate_after, write_scalars
 from imbal_jax.training.checkpoints import Checkpoints, Restored, restore_newest, to_host
 from imbal_jax.training.experiment import SELECTION, Experiment
 from imbal_jax.training.folders import seed_folder
 from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.programs import PlacedSplit, Programs
-from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds
+from imbal_jax.training.state import Keys, TrainState, join_seeds, split_seeds, stored_form
 from imbal_jax.training.step import StepMetrics, read_metrics
 from imbal_jax.training.step_effects import by_class
 from imbal_jax.types import Array, PyTree
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[tuple[int, ...], dict[int, dict[str, Any]]], None]  # (seeds, record by seed)
 
@@ -63,7 +67,7 @@ class _Group:
         """A fresh state, or that of the newest checkpoint."""
         fresh = self.programs.initial(self.seeds)
         hosts = self.split(to_host(fresh))
-        restored = restore_newest(self.checkpoints, hosts[0], _variables(hosts[0]))
+        restored = restore_newest(self.checkpoints, stored_form(hosts[0]), _variables(hosts[0]))
         for checkpoints in self.checkpoints:
             checkpoints.discard_after(-1 if restored is None else restored[0].step)
         if restored is None:
@@ -88,7 +92,7 @@ class _Group:
             return
         for i, (checkpoints, host, best) in enumerate(zip(self.checkpoints, hosts, self.best, strict=True)):
             notes = {"best_step": best.step, "best_value": best.value, "partial": self.partial[..., i].tolist()}
-            checkpoints.save(step, host, best.variables, notes)
+            checkpoints.save(step, stored_form(host), best.variables, notes)
         self.saved_step = step
 
     def close(self) -> None:
@@ -129,14 +133,20 @@ def fit(
     keys = programs.keys(seeds)
     validation = experiment.data.validation
     padded = None if validation is None else programs.place_split(validation)
-    training_split = programs.place_split(experiment.data.train) if experiment.record.class_gradient_norms else None
+    gradient_norms, keeping = experiment.record.class_gradient_norms, experiment.correction.keeping
+    training_split = None
+    if gradient_norms or keeping is not None:
+        training_split = programs.place_split(experiment.data.train)
     horizon, every = experiment.horizon, experiment.training.checkpoint_every_epochs
     durations = []
     try:
         for epoch in range(group.steps_taken() // horizon.steps_per_epoch, horizon.epochs):
             started = time.perf_counter()
+            if keeping is not None and epoch >= keeping.start and (epoch - keeping.start) % keeping.every == 0:
+                _choose_examples(group, training_split, epoch / horizon.epochs)
             losses = _run_epoch(group, keys, epoch, stop)
-            measured = _measure(group, padded, training_split, (epoch + 1) / horizon.epochs)
+            moment = (epoch + 1) / horizon.epochs
+            measured = _measure(group, padded, training_split if gradient_norms else None, moment)
             _add_step_effects(group, keys, measured)
             _add_class_curvature(group, epoch + 1, measured)
             durations.append(time.perf_counter() - started)
@@ -149,6 +159,20 @@ def fit(
         group.close()
     seconds = float(np.median(durations[1:] or durations)) / len(seeds) if durations else None
     return [Fitted(best, seconds) for best in group.best]
+
+
+def _choose_examples(group: _Group, training_split: PlacedSplit | None, progress: float) -> None:
+    """Lets the best parameters so far decide what each training example counts; the same again after a resumption."""
+    programs = group.programs
+    assert programs.example_factors is not None
+    best = programs.place(join_seeds([best.variables for best in group.best]))
+    moment = join_seeds([np.float32(progress)] * len(group.seeds))
+    factors = programs.example_factors(best["params"], best["model_state"], moment, training_split)
+    weights = jnp.concatenate(factors, axis=-1)[..., : len(group.experiment.data.train.labels)]
+    for seed, any_kept in zip(group.seeds, group.split(jax.device_get(jnp.any(weights > 0, -1))), strict=True):
+        if not any_kept:
+            _log.warning("seed %d: no training example is kept, so nothing is learned; let it start later", seed)
+    group.state = group.state._replace(example_weights=programs.place(weights))
 
 
 def _run_epoch(group: _Group, keys: Keys, epoch: int, stop: StopRequest) -> np.ndarray:
@@ -210,12 +234,16 @@ def _measure(
         raise _non_finite(group, "a parameter", float("nan"), group.steps_taken(), int(np.argmin(finite)))
     measured: list[dict[str, Any]] = [{} for _ in group.seeds]
     if sums is not None:
+        scores = seeds_scores(sums, len(group.seeds))
         for i, one in enumerate(group.split(read_sums(sums))):
-            metrics = validation_metrics(group.experiment, one)
+            metrics = validation_metrics(group.experiment, one, scores[i])
             if not np.isfinite(metrics["validation/cross_entropy"]):
                 loss = metrics["validation/cross_entropy"]
                 raise _non_finite(group, "the validation loss", loss, group.steps_taken(), i)
             measured[i].update(metrics)
+    if group.experiment.correction.keeping is not None:
+        for one, kept in zip(measured, group.split(jax.device_get(jnp.mean(state.example_weights, -1))), strict=True):
+            one["train/kept"] = float(kept)
     if gradients is not None:
         for i, one in enumerate(zip(*(group.split(batch) for batch in jax.device_get(gradients)), strict=True)):
             norms = class_gradient_norms(list(one), len(data.train.labels))
@@ -243,16 +271,25 @@ def _add_class_curvature(group: _Group, epochs: int, measured: list[dict[str, An
         )
 
 
-def validation_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
+def validation_metrics(experiment: Experiment, sums: Sums, scores: Scores | None = None) -> dict[str, Any]:
     """Metrics of the validation split by their keys in the records."""
-    return {f"validation/{name}": value for name, value in split_metrics(experiment, sums).items()}
+    return {f"validation/{name}": value for name, value in split_metrics(experiment, sums, scores).items()}
 
 
-def split_metrics(experiment: Experiment, sums: Sums) -> dict[str, Any]:
-    """Metrics of a split, see `metrics_of`."""
+def seeds_scores(sums: list[Any], num_seeds: int) -> list[Scores | None]:
+    """The scores of every seed; None where there are not two classes."""
+    scores = read_scores(sums)
+    if scores is None:
+        return [None] * num_seeds
+    return [scores._replace(log_odds=each) for each in np.reshape(scores.log_odds, (num_seeds, -1))]
+
+
+def split_metrics(experiment: Experiment, sums: Sums, scores: Scores | None = None) -> dict[str, Any]:
+    """Metrics of a split, see `metrics_of`, and of two classes also `binary_metrics`."""
     groups = {"head_above": experiment.evaluation.head_above, "tail_below": experiment.evaluation.tail_below}
     reduction: Any = experiment.training.reduction
-    return metrics_of(sums, reduction, experiment.data.counts.counts, **groups)
+    metrics = metrics_of(sums, reduction, experiment.data.counts.counts, **groups)
+    return metrics if scores is None else {**metrics, **score_metrics(scores)}
 
 
 def _finish_epoch(

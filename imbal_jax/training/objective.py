@@ -7,7 +7,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.losses import Reduction, reducible_losses, reduction_denominator
-from imbal_jax.types import Array, Batch, Correction, Objective, Params, Prediction, PyTree, Structure
+from imbal_jax.types import (
+    Array,
+    Batch,
+    Conditioned,
+    Correction,
+    Horizon,
+    Objective,
+    Params,
+    Prediction,
+    PyTree,
+    Structure,
+)
 
 
 def standardise(images: Any, mean: Any, std: Any) -> Any:
@@ -60,18 +71,93 @@ def make_objective(
 
     def losses(prediction: Prediction, batch: Batch) -> Array:
         corrected = correction.correct(prediction, batch.labels, progress)
-        return reducible_losses(corrected, batch.labels, reduction)
+        reduced = reducible_losses(corrected, batch.labels, reduction)
+        return reduced if batch.example_weights is None else reduced * batch.example_weights
 
     def class_weights(prediction: Prediction, batch: Batch) -> Array:
         weights = jax.lax.stop_gradient(correction.correct(prediction, batch.labels, progress).weights)
         return weights * (weights.shape[0] / reduction_denominator(weights, reduction))
 
-    return Objective(predict, losses, class_weights)
+    def continued(model_state: PyTree) -> Objective:
+        return make_objective(
+            model,
+            correction,
+            reduction,
+            model_state=model_state,
+            progress=progress,
+            train=train,
+            constants=constants,
+            step_key=step_key,
+        )
+
+    return Objective(predict, losses, class_weights, continued)
 
 
 def step_key_of(model_key: Array) -> Array:
     """The key of what all examples of a step share, apart from those of the examples."""
     return jax.random.fold_in(model_key, 2**31)
+
+
+def takes_condition(model: nn.Module) -> bool:
+    """Whether a model has a FiLM block, and so wants `Conditioned` inputs."""
+    return getattr(model, "film", None) is not None
+
+
+def with_condition(model: nn.Module, inputs: Any, condition: Array | None) -> Any:
+    """The inputs of a model under one condition for all examples; as they are without one, or without a FiLM block.
+
+    Args:
+      model: see `takes_condition`.
+      inputs: standardised, [batch, ...].
+      condition: [k]; None where the correction is not conditional.
+    """
+    if condition is None or not takes_condition(model):
+        return inputs
+    batch = len(jax.tree.leaves(inputs)[0])
+    return Conditioned(inputs, jnp.broadcast_to(condition, (batch, *condition.shape)))
+
+
+def at_default(model: nn.Module, correction: Correction, inputs: Any) -> Any:
+    """The inputs of a model under the condition of evaluation, where the correction is conditional."""
+    if correction.conditional is None:
+        return inputs
+    return with_condition(model, inputs, jnp.asarray(correction.conditional.default, jnp.float32))
+
+
+def draw_condition(correction: Correction, model_key: Array) -> tuple[Correction, Array | None]:
+    """The member of a conditional correction that a step trains with, and its condition [k]; else the correction, None.
+
+    A direction that looks at a batch twice sees the same one.
+
+    Args:
+      correction: of the run.
+      model_key: of the step.
+    """
+    if correction.conditional is None:
+        return correction, None
+    condition = correction.conditional.draw(condition_key_of(model_key))
+    return correction.conditional.at(condition), condition
+
+
+def condition_key_of(model_key: Array) -> Array:
+    """The key of the condition of a step, apart from those of its examples, of what these share and of directions."""
+    return jax.random.fold_in(model_key, 2**31 + 2)
+
+
+def example_for(model: nn.Module, correction: Correction, example: Any) -> Any:
+    """What an example is like as the model receives it, see `inputs_like`.
+
+    Args:
+      model: see `takes_condition`.
+      correction: of the run.
+      example: as its source has it.
+    """
+    if correction.conditional is None or not takes_condition(model):
+        return example
+    batch = inputs_like(example, 1)
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+    condition: Any = jax.ShapeDtypeStruct((len(correction.conditional.names),), jnp.float32)
+    return Conditioned(inputs, condition)
 
 
 def inputs_like(example: Any, batch_size: int) -> Any:
@@ -98,6 +184,7 @@ def make_structure(
     input_shape: Any,
     batch_size: int,
     constants: PyTree | None = None,
+    horizon: Horizon | None = None,
 ) -> Structure:
     """The shapes of a run; nothing is computed.
 
@@ -108,8 +195,9 @@ def make_structure(
       input_shape: of one example, see `inputs_like`.
       batch_size: examples per step.
       constants: see `make_objective`.
+      horizon: the run's length, for directions that change in the course of it.
     """
-    inputs = inputs_like(input_shape, batch_size)
+    inputs = inputs_like(example_for(model, correction, input_shape), batch_size)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), inputs)
     state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
@@ -124,4 +212,4 @@ def make_structure(
         step_key=jax.random.key(0),
     )
     batch: Any = (inputs, jax.ShapeDtypeStruct((batch_size,), jnp.int32))
-    return Structure(objective, variables["params"], Batch(*batch))
+    return Structure(objective, variables["params"], Batch(*batch), horizon)

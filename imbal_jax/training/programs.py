@@ -11,23 +11,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imbal_jax.data.dataset import Split
 from imbal_jax.data.padding import PaddedSplit, pad_split
 from imbal_jax.evaluation.class_gradients import make_class_gradients
-from imbal_jax.evaluation.evaluate import make_batch_sums, make_evaluate, make_probabilities
+from imbal_jax.evaluation.evaluate import (
+    make_batch_factors,
+    make_batch_sums,
+    make_evaluate,
+    make_probabilities,
+    make_scored_sums,
+)
 from imbal_jax.training.class_curvature import make_class_extremes
 from imbal_jax.training.experiment import Experiment
-from imbal_jax.training.objective import inputs_like, standardise
+from imbal_jax.training.objective import at_default, inputs_like, standardise, with_condition
 from imbal_jax.training.state import Keys, TrainState, initial_state, keys_of
 from imbal_jax.training.step import DeviceData, Driver, make_driver, make_step
 from imbal_jax.training.step_effects import StepEffects, make_step_effects, over_first_batches
 from imbal_jax.training.streaming import (
     HostSplit,
     batch_loader,
-    example_of,
     host_split,
     is_streamed,
     make_stream_driver,
     make_stream_evaluate,
 )
-from imbal_jax.types import Array, PyTree
+from imbal_jax.types import Array, Correction, PyTree
 
 PlacedSplit = PaddedSplit | HostSplit
 
@@ -40,7 +45,11 @@ class Programs(NamedTuple):
     draw: Callable[[Array, int], Array]  # (order keys, epoch) -> indices [steps, batch]
     drive: Driver
     evaluate: Callable[..., list]  # (params, model_state, progress, padded split) -> sums per batch
+    # The same with (progress, condition [k]) in the place of the progress; None unless the correction is conditional
+    evaluate_at: Callable[..., list] | None
     class_gradients: Callable[..., list]  # likewise -> class sums of classifier gradients per batch
+    # Likewise -> factors [batch] of the losses of each batch; None unless the correction remembers the examples.
+    example_factors: Callable[..., list] | None
     step_effects: Callable[..., list[StepEffects]]  # (state, train data, indices, step keys) -> of the first batches
     # (params, model_state, progress, train data) of one seed -> extreme eigenvalues; None unless they are recorded
     class_extremes: Callable[..., dict[str, list]] | None
@@ -70,7 +79,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     data, correction = experiment.data, experiment.correction
 
     def normalise(images: Array) -> Array:
-        return standardise(images, data.mean, data.std)
+        return at_default(experiment.model, correction, standardise(images, data.mean, data.std))
 
     def over_seeds(function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, in_axes=axes) if stacked else function
@@ -84,8 +93,14 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
 
     def first_state(seed, pretrained):
         parts = (experiment.model, experiment.direction, experiment.step_rule)
-        example = example_of(data.train.images)
-        return initial_state(*parts, example, seed, constants=experiment.constants, pretrained=pretrained)
+        return initial_state(
+            *parts,
+            experiment.example,
+            seed,
+            constants=experiment.constants,
+            pretrained=pretrained,
+            remembered_examples=0 if correction.keeping is None else len(data.train.labels),
+        )
 
     def seeds_array(seeds: tuple[int, ...]) -> Array:
         return jnp.asarray(seeds if stacked else seeds[0], jnp.uint32)
@@ -96,7 +111,7 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     def all_finite(tree):
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
-    batch_sums = make_batch_sums(experiment.model, correction, normalise, len(data.class_names))
+    batch_sums, sums_at = make_evaluation(experiment)
     gradients = make_class_gradients(experiment.model, correction, normalise, len(data.class_names))
     reduction: Any = experiment.training.reduction
     streamed = is_streamed(data.train.images)
@@ -130,6 +145,9 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
             return host_split(split, size, buckets, sharding=of_batches, multiple_of=mesh.size)
         return _place_split(split, size, mesh)
 
+    factors = None
+    if correction.keeping is not None:
+        factors = make_over_batches(make_batch_factors(experiment.model, correction.keeping, normalise))
     drive = None if load is None else make_stream_driver(step, load)
     extremes = make_class_extremes(experiment, constants) if experiment.record.curvature_every else None
     initial = jax.jit(over_seeds(first_state, (0, None)), out_shardings=everywhere)
@@ -139,9 +157,11 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         initial=lambda seeds: initial(seeds_array(seeds), experiment.pretrained),
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
         drive=drive or make_driver(step, experiment.training.driver, stacked=stacked),
-        evaluate=make_over_batches(batch_sums, additive=True),
+        evaluate=make_over_batches(batch_sums, additive=len(data.class_names) > 2),  # with two there are scores
+        evaluate_at=None if sums_at is None else make_over_batches(sums_at),
         probabilities=with_constants(make_probabilities(experiment.model, correction, normalise)),
         class_gradients=make_over_batches(gradients, additive=True),
+        example_factors=factors,
         step_effects=over_first_batches(effects, batches, stacked=stacked, load=load),
         class_extremes=extremes,
         all_finite=jax.jit(over_seeds(all_finite, (0,))),
@@ -149,6 +169,33 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         place_split=place_split,
         train_data=train_data,
     )
+
+
+def make_evaluation(experiment: Experiment) -> tuple[Callable, Callable | None]:
+    """What evaluates a batch: at the default condition; and, of a conditional correction, at any.
+
+    Returns:
+      The function (params, model_state, progress, images, labels, counted) -> sums, with scores if there are two
+      classes; and the function with (progress, condition [k]) in the place of the progress, or None.
+    """
+    model, correction, data = experiment.model, experiment.correction, experiment.data
+
+    def sums_of(member: Correction, inputs_of: Callable) -> Callable:
+        def prepare(images: Any) -> Any:
+            return inputs_of(standardise(images, data.mean, data.std))
+
+        if len(data.class_names) == 2:
+            return make_scored_sums(model, member, prepare)
+        return make_batch_sums(model, member, prepare, len(data.class_names))
+
+    def sums_at(params: PyTree, model_state: PyTree, moment: tuple[Array, Array], *batch: Array) -> Any:
+        progress, condition = moment
+        member = correction.conditional.at(condition)  # type: ignore[union-attr]
+        evaluate = sums_of(member, lambda inputs: with_condition(model, inputs, condition))
+        return evaluate(params, model_state, progress, *batch)
+
+    at_rest = sums_of(correction, lambda inputs: at_default(model, correction, inputs))
+    return at_rest, None if correction.conditional is None else sums_at
 
 
 def _place_split(split: Split, batch_size: int, mesh: Mesh) -> PaddedSplit:
@@ -171,7 +218,7 @@ def train_seeds_together(experiment: Experiment) -> bool:
 
 def has_convolutions(experiment: Experiment) -> bool:
     """Whether the model convolves, read off its trace."""
-    inputs = inputs_like(example_of(experiment.data.train.images), 1)
+    inputs = inputs_like(experiment.example, 1)
 
     def initialise(inputs: Any) -> PyTree:
         return experiment.model.init(jax.random.key(0), inputs, train=False)

@@ -4,26 +4,11 @@ Every schedule can begin with a warm-up by whole epochs, lr (e + 1) / warmup_epo
 published long-tail code.
 """
 
-import math
-from typing import NamedTuple
-
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from imbal_jax.errors import InputError, check_number
-
-
-class Horizon(NamedTuple):
-    """How long a run is."""
-
-    steps_per_epoch: int
-    epochs: int
-
-    @property
-    def total_steps(self) -> int:
-        """Steps from start to end."""
-        return self.steps_per_epoch * self.epochs
+from imbal_jax.types import Horizon
 
 
 def constant(horizon: Horizon, *, learning_rate: float = 0.1, warmup_epochs: int = 0) -> optax.Schedule:
@@ -110,8 +95,7 @@ def multi_step(
         raise InputError(f"boundaries: expected ascending epochs, got {tuple(boundaries)}")
     for each in factors:
         check_number("factors", each, ">= 0")
-    # Boundaries become steps on the host, so that no rounding on the device can move them.
-    steps = np.ceil(np.asarray(boundaries, np.float64) * horizon.steps_per_epoch - 1e-9).astype(np.int64)
+    steps = [horizon.first_step_of(each) for each in boundaries]
     table = jnp.asarray([1.0, *factors])
 
     def factor(step, progress):
@@ -137,7 +121,7 @@ def switch(
     """
     check_number("at", at, "in [0, 1]")
     check_number("factor", factor, ">= 0")
-    first = math.ceil(at * horizon.total_steps - 1e-6)
+    first = horizon.first_step_at(at)
 
     def multiplier(step, progress):
         del progress  # which counts from the end of the warm-up

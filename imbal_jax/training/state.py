@@ -29,6 +29,22 @@ class TrainState(NamedTuple):
     model_state: PyTree  # running statistics
     opt_state: PyTree
     direction_state: PyTree
+    example_weights: PyTree = ()  # float32 [n], of the training examples; empty unless the correction remembers them
+
+
+class _Forgetful(NamedTuple):
+    """A state without example weights: the fields of checkpoints where there are none, also of earlier versions."""
+
+    step: Array
+    params: Params
+    model_state: PyTree
+    opt_state: PyTree
+    direction_state: PyTree
+
+
+def stored_form(state: TrainState) -> PyTree:
+    """What a checkpoint holds of a state; `TrainState(*stored)` is the state again."""
+    return _Forgetful(*state[:-1]) if isinstance(state.example_weights, tuple) else state
 
 
 def keys_of(seed: Array | int) -> Keys:
@@ -44,6 +60,7 @@ def initial_state(
     seed: Array | int,
     constants: PyTree | None = None,
     pretrained: PyTree | None = None,
+    remembered_examples: int = 0,
 ) -> TrainState:
     """A fresh state.
 
@@ -55,12 +72,14 @@ def initial_state(
       seed: of the run.
       constants: collections of variables that never change and are no part of the state.
       pretrained: variables by collection that take the place of the model's random ones; those it lacks stay random.
+      remembered_examples: training examples, where the correction has a factor for each; they begin at 1.
     """
     variables = model.init(keys_of(seed).init, zeros_like_inputs(input_shape, 1), train=False)
     variables = _replaced(variables, pretrained or {})
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name not in ("params", *(constants or ()))}
-    return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params))
+    weights = jnp.ones(remembered_examples) if remembered_examples else ()
+    return TrainState(jnp.int32(0), params, model_state, step_rule.init(params), direction.init(params), weights)
 
 
 def _replaced(variables: PyTree, given: PyTree) -> PyTree:

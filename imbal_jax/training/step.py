@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from imbal_jax.errors import InputError
 from imbal_jax.losses import Reduction, cross_entropy_losses
-from imbal_jax.training.objective import make_objective, standardise, step_key_of
+from imbal_jax.training.objective import draw_condition, make_objective, standardise, step_key_of, with_condition
 from imbal_jax.training.state import TrainState
 from imbal_jax.types import Array, Batch, Correction, Direction, PyTree
 
@@ -44,16 +44,22 @@ def make_step(
     pixel_statistics: tuple[Any, Any],
     total_steps: int,
 ) -> Step:
-    """The training step (state, data, indices [batch], key) -> (state, metrics); key is the seed's step key."""
+    """The training step (state, data, indices [batch], key) -> (state, metrics); key is the seed's step key.
+
+    Under a conditional correction every step draws its own condition, for the loss and the model's FiLM block.
+    """
 
     def step(state: TrainState, data: DeviceData, indices: Array, key: Array) -> tuple[TrainState, StepMetrics]:
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = augment(augment_key, jax.tree.map(lambda leaf: leaf[indices], data.images))
-        batch = Batch(standardise(images, *pixel_statistics), data.labels[indices])
+        drawn, condition = draw_condition(correction, model_key)
+        inputs = with_condition(model, standardise(images, *pixel_statistics), condition)
+        weights = None if isinstance(state.example_weights, tuple) else state.example_weights[indices]
+        batch = Batch(inputs, data.labels[indices], weights)
         progress = state.step / total_steps
         objective = make_objective(
             model,
-            correction,
+            drawn,
             reduction,
             model_state=state.model_state,
             progress=progress,
@@ -62,14 +68,18 @@ def make_step(
             step_key=step_key_of(model_key),
         )
         proposal = direction.propose(objective, state.params, batch, state.direction_state, model_key)
-        updates, opt_state = step_rule.update(proposal.direction, state.opt_state, state.params)
+        start = state.params
+        if proposal.shift is not None:
+            start = jax.tree.map(jnp.add, start, proposal.shift)
+        updates, opt_state = step_rule.update(proposal.direction, state.opt_state, start)
         losses, prediction = proposal.aux
         metrics = StepMetrics(
             jnp.mean(losses),
-            jnp.mean(cross_entropy_losses(correction.infer(prediction.logits, progress), batch.labels)),
+            jnp.mean(cross_entropy_losses(drawn.infer(prediction.logits, progress), batch.labels)),
         )
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state), metrics
+        params = optax.apply_updates(start, updates)
+        after = TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state, state.example_weights)
+        return after, metrics
 
     return step
 

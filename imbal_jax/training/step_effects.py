@@ -27,7 +27,7 @@ from flax import linen as nn
 from imbal_jax.class_counts import ClassCounts
 from imbal_jax.curvature.linearisation import Linearised, linearise
 from imbal_jax.losses import Reduction
-from imbal_jax.training.objective import make_objective, step_key_of
+from imbal_jax.training.objective import draw_condition, make_objective, step_key_of
 from imbal_jax.training.state import TrainState
 from imbal_jax.training.step import DeviceData, make_step
 from imbal_jax.training.streaming import Load, key_words
@@ -73,9 +73,10 @@ def make_step_effects(
         batch, model_key = after.direction_state
         change = jax.tree.map(jnp.subtract, after.params, state.params)
         progress = state.step / total_steps
+        drawn, _ = draw_condition(correction, model_key)  # its condition is among the inputs
         objective = make_objective(
             model,
-            correction,
+            drawn,
             reduction,
             model_state=state.model_state,
             progress=progress,

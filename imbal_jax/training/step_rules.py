@@ -1,6 +1,9 @@
 """Step rules: optax chains from a direction to an update. The minus sign lives here and nowhere else."""
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from imbal_jax.errors import InputError, check_number
@@ -50,6 +53,7 @@ def adamw(
     weight_decay: float = 0.01,
     decay_vectors: bool = True,
     clip_norm: float = 0.0,
+    bias_correction: bool = True,
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay (Loshchilov and Hutter 2019), in PyTorch's convention and defaults.
 
@@ -63,6 +67,8 @@ def adamw(
       weight_decay: >= 0.
       decay_vectors: also decay biases and normalisation parameters, as PyTorch does by default.
       clip_norm: largest global norm of the direction; 0 for no clipping.
+      bias_correction: divide the moments by the weight that they have gathered since they began at 0. Without it,
+        under the direction `attentional_bias`, this is ABAdam (ABSGD's paper, Eq. 9), whose G_0 is eps.
 
     Raises:
       InputError: an argument is out of range.
@@ -71,8 +77,31 @@ def adamw(
     check_number("b2", b2, "in [0, 1)")
     check_number("eps", eps, "> 0")
     decay = _decay(weight_decay, decay_vectors)
-    scale = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    scale = optax.scale_by_adam(b1=b1, b2=b2, eps=eps) if bias_correction else _uncorrected_adam(b1, b2, eps)
     return optax.chain(*_clip(clip_norm), scale, *decay, optax.scale_by_learning_rate(learning_rate))
+
+
+class _Moments(NamedTuple):
+    """What Adam without bias correction keeps."""
+
+    first: Params
+    second: Params
+
+
+def _uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's m / (sqrt(v) + eps), with the moments m and v as they are."""
+
+    def init(params: Params) -> _Moments:
+        return _Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(direction: Params, state: _Moments, params: Params | None = None) -> tuple[Params, _Moments]:
+        del params
+        first = jax.tree.map(lambda old, new: b1 * old + (1 - b1) * new, state.first, direction)
+        second = jax.tree.map(lambda old, new: b2 * old + (1 - b2) * jnp.square(new), state.second, direction)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
+        return updates, _Moments(first, second)
+
+    return optax.GradientTransformation(init, update)
 
 
 def leaving(step_rule: optax.GradientTransformation, frozen: frozenset[str]) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imbal_jax.class_counts import class_counts
-from imbal_jax.corrections import compose, margins, modulations, weights
+from imbal_jax.corrections import compose, margins, modulations, noise_robust, weights
 from imbal_jax.errors import InputError
 from imbal_jax.losses import corrected_losses
 from imbal_jax.types import Correction, Prediction
@@ -27,10 +27,14 @@ BUILDERS = {
     "logit_adjustment": margins.logit_adjustment,
     "vector_scaling": margins.vector_scaling,
     "class_dependent_temperatures": margins.class_dependent_temperatures,
+    "symmetric_cross_entropy": noise_robust.symmetric_cross_entropy,
+    "generalized_cross_entropy": noise_robust.generalized_cross_entropy,
     "composed": compose.composed,
     "deferred": compose.deferred,
 }
 WEIGHTING = ("inverse_frequency", "class_balanced", "alpha_focal", "influence_balanced", "composed", "deferred")
+# Of two classes only.
+BINARY = {"minority_weight": weights.minority_weight}
 COUNTS = (60, 12, 3)
 MASKED_COUNTS = (60, 12, 0)
 LABELS = np.array([0, 1, 0, 1, 0, 1], np.int32)  # of classes that are never masked
@@ -130,9 +134,10 @@ every_moment = pytest.mark.parametrize("progress", [0.0, 1.0])
 @every_moment
 def test_shapes_and_dtypes_in_a_compiled_program_with_traced_progress(name, progress):
     observed = _observed(name)[progress]
-    for array, shape in zip(observed["corrected"], [(6, 3), (6,), (6,)], strict=True):
-        assert array.shape == shape
-        assert array.dtype == np.float32
+    logits, *by_example = jax.tree.leaves(observed["corrected"])
+    assert logits.shape == (6, 3)
+    assert all(array.shape == (6,) for array in by_example)
+    assert all(array.dtype == np.float32 for array in (logits, *by_example))
     assert observed["losses"].shape == (6,)
     assert observed["losses"].dtype == np.float32
     assert observed["inferred"].shape == (6, 3)
@@ -147,7 +152,7 @@ def test_other_precisions_are_kept(name, dtype):
         prediction = Prediction(*(jnp.asarray(array, dtype) for array in _example()))
         corrected = jax.eval_shape(correction.correct, prediction, LABELS, np.float32(0.5))
         inferred = jax.eval_shape(correction.infer, prediction.logits, np.float32(0.5))
-    assert [array.dtype for array in (*corrected, inferred)] == [jnp.dtype(dtype)] * 4
+    assert {array.dtype for array in jax.tree.leaves((corrected, inferred))} == {jnp.dtype(dtype)}
 
 
 @every_correction
@@ -204,7 +209,7 @@ def test_masked_classes_leave_everything_finite(name, progress):
     for key in ("losses", "by_logits", "by_features", "inferred"):
         assert np.isfinite(observed[key]).all(), key
     assert (observed["losses"] >= 0).all()
-    assert all(np.isfinite(array).all() for array in observed["corrected"])
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(observed["corrected"]))
 
 
 @pytest.mark.parametrize("name", WEIGHTING)
@@ -241,6 +246,19 @@ REFUSED = {
     "logit_adjustment": {"tau": (-1.0, NAN)},
     "vector_scaling": {"multiplicative": (-0.1, NAN), "additive": (-0.1, NAN)},
     "class_dependent_temperatures": {"multiplicative": (-0.1, NAN)},
+    "symmetric_cross_entropy": {
+        "alpha": (-0.1, NAN),
+        "beta": (-0.1, NAN),
+        "log_clip": (0.0, 4.0, NAN),
+        "probability_clip": (-1e-7, 1.0, NAN),
+    },
+    "generalized_cross_entropy": {
+        "q": (0.0, -0.1, 1.1, NAN),
+        "truncation": (-0.1, 1.0, NAN),
+        "refresh": ("epoch", "", None),
+        "start": (-1,),
+        "every": (0, -1),
+    },
     "composed": {},  # of nothing: tests/corrections/test_compose.py
     "deferred": {"at": (-0.1, 1.1, NAN)},
 }
@@ -288,4 +306,7 @@ def test_faulty_counts_are_told(name):
 def test_the_corrections_of_the_configs_are_those_tested_here():
     from imbal_jax.build import CORRECTIONS
 
-    assert dict(CORRECTIONS) == BUILDERS
+    # What families promise, each of whose members is a correction: tests/corrections/test_conditional.py
+    families = {"conditional_vector_scaling", "conditional_focal"}
+    assert {name: builder for name, builder in CORRECTIONS.items() if name not in families} == BUILDERS | BINARY
+    assert families < set(CORRECTIONS)

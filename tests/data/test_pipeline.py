@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imbal_jax.data import profiles
+from imbal_jax.data import label_noise, profiles
 from imbal_jax.data.dataset import Dataset, Split
 from imbal_jax.data.pipeline import ValidationSplit, profile_counts, training_data
 from imbal_jax.errors import InputError
@@ -175,3 +175,36 @@ def test_what_the_validation_split_takes_is_gone():
     # 40 examples of class 1, 4 of them held out: 37 are too many.
     with pytest.raises(InputError, match=r"^counts: class 1 should get 37 examples, but only 36 are left$"):
         training_data(source(), ValidationSplit(0.1), profiles.counts(counts=(5, 37, 5)))
+
+
+def test_label_noise_comes_last_and_the_counts_are_those_of_the_noisy_labels():
+    profile = profiles.counts(counts=(50, 30, 20))
+    noise = label_noise.asymmetric(rate=0.2, pairs=((0, 1), (2, 1)))
+    clean = training_data(source(), ValidationSplit(0.1), profile)
+    noisy = training_data(source(), ValidationSplit(0.1), profile, noise=noise)
+    np.testing.assert_array_equal(origins(noisy.train), origins(clean.train))
+    np.testing.assert_array_equal(noisy.clean_labels, clean.train.labels)
+    np.testing.assert_array_equal(noisy.train.labels, noise.corrupt(clean.train.labels, 3))
+    assert noisy.counts.counts.tolist() == [40, 44, 16]
+    np.testing.assert_array_equal(np.bincount(noisy.train.labels), noisy.counts.counts)
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(noisy, split).labels, getattr(clean, split).labels)
+    assert clean.clean_labels is None
+    assert noisy.fingerprint != clean.fingerprint
+
+
+def test_label_noise_may_reach_the_validation_set():
+    noise = label_noise.symmetric(rate=0.5, validation=True)
+    clean = training_data(source(), ValidationSplit(0.1), profiles.natural())
+    noisy = training_data(source(), ValidationSplit(0.1), profiles.natural(), noise=noise)
+    assert (noisy.validation.labels != clean.validation.labels).sum() == 6
+    np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
+
+
+def test_noise_can_fill_and_empty_a_class():
+    profile = profiles.counts(counts=(5, 0, 5))
+    noise = label_noise.asymmetric(rate=0.4, pairs=((0, 1),))
+    with pytest.raises(InputError, match=r"^class counts: classes \[1\] have no training example"):
+        training_data(source(), ValidationSplit(0.1), profile, noise=noise)
+    data = training_data(source(), ValidationSplit(0.1), profile, empty_classes="mask", noise=noise)
+    assert data.counts.counts.tolist() == [3, 2, 5]

@@ -134,3 +134,34 @@ def test_dirichlet_refuses():
         profiles.dirichlet(total=-1)
     with pytest.raises(InputError, match=r"need at least 10 x 501 = 5010 examples, but total is 4500$"):
         profiles.dirichlet(min_count=500)(np.full(10, 4500))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "positives"),
+    [(5000, (500, 50, 25)), (41051, (4105, 410, 205)), (1444, (144, 14, 7)), (2500, (250, 25, 12))],
+)
+def test_binary_has_the_counts_of_table_12(negatives, positives):
+    # But for the last number: the paper has 13, and rounds the others down.
+    for beta, expected in zip((10, 100, 200), positives, strict=True):
+        found = profiles.binary(beta=beta)(np.array([negatives, negatives]))
+        assert found.tolist() == [negatives, expected]
+        assert found.dtype == np.int64
+
+
+def test_binary_keeps_all_negatives_however_many_positives_there_are():
+    assert profiles.binary(beta=100)(np.array([27000, 18000])).tolist() == [27000, 270]
+    assert profiles.binary(beta=1)(np.array([20, 30])).tolist() == [20, 20]
+
+
+def test_binary_refuses():
+    with pytest.raises(InputError, match=r"^beta: .* a number >= 1, got 0.01; did you mean 100\?"):
+        profiles.binary(beta=0.01)
+    for beta in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"^beta: expected"):
+            profiles.binary(beta=beta)
+    with pytest.raises(InputError, match=r"^profile: binary is for two classes, got 3"):
+        profiles.binary(beta=10)(np.array([100, 100, 100]))
+    with pytest.raises(InputError, match=r"^beta: expected at most 50, .* got 100"):
+        profiles.binary(beta=100)(np.array([50, 50]))
+    with pytest.raises(InputError, match=r"^counts: class 1 should get 50 examples, but only 5 are left$"):
+        profiles.binary(beta=2)(np.array([100, 5]))

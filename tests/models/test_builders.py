@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from imbal_jax.errors import InputError
+from imbal_jax.models.basic_resnet import resnet18, resnet34
 from imbal_jax.models.bottleneck import resnet50, resnet152
 from imbal_jax.models.cnn import cnn
+from imbal_jax.models.cnn8 import cnn8
 from imbal_jax.models.mlp import mlp
 from imbal_jax.models.resnet import resnet32
 from imbal_jax.models.vgg import vgg11_bn
@@ -20,9 +22,12 @@ MODELS = {
     "mlp": (functools.partial(mlp, hidden=(7, 5)), (6, 5, 2), 5, False),
     "softmax_regression": (functools.partial(mlp, hidden=()), (3, 3, 2), 18, False),
     "cnn": (functools.partial(cnn, width=3), (8, 8, 1), 6, True),
+    "cnn8": (cnn8, (8, 9, 3), 256, True),
+    "resnet18": (functools.partial(resnet18, width=2), (8, 8, 3), 16, True),
     "resnet32": (functools.partial(resnet32, width=4), (8, 8, 3), 16, True),
     "resnet50": (functools.partial(resnet50, width=2), (8, 8, 3), 64, True),
     "resnet152": (functools.partial(resnet152, width=1), (8, 8, 3), 32, True),
+    "resnet34": (functools.partial(resnet34, width=2), (8, 8, 3), 16, True),
     "vgg11_bn": (vgg11_bn, (32, 32, 3), 4096, True),
 }
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
@@ -82,7 +87,7 @@ def test_features_are_what_enters_the_classifier(name, classifier):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet32", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["cnn", "cnn8", "resnet18", "resnet32", "resnet34", "vgg11_bn"])
 def test_training_updates_the_running_statistics(name):
     builder = MODELS[name][0]
     model = builder(3, dropout=0.0) if name == "vgg11_bn" else builder(3)
@@ -146,7 +151,7 @@ def test_the_cnn_takes_any_image_of_at_least_four_pixels_a_side(shape):
     assert (logits.shape, features.shape) == ((3, 10), (3, 4))
 
 
-@pytest.mark.parametrize(("builder", "side"), [(cnn, 3), (vgg11_bn, 31)])
+@pytest.mark.parametrize(("builder", "side"), [(cnn, 3), (cnn8, 7), (vgg11_bn, 31)])
 def test_smaller_images_are_refused(builder, side):
     with pytest.raises(InputError, match=f"images: .* height and width >= {side + 1}, got shape"):
         shapes_of(builder(3), jnp.zeros((1, side + 5, side, 3)))
@@ -166,7 +171,7 @@ def test_one_model_is_vmapped_over_seeds():
         jax.tree.map(lambda a, b, seed=seed: np.testing.assert_allclose(a[seed], b, atol=1e-5), new, expected_new)
 
 
-@pytest.mark.parametrize("builder", [mlp, cnn, resnet32, vgg11_bn])
+@pytest.mark.parametrize("builder", [mlp, cnn, cnn8, resnet18, resnet32, resnet34, vgg11_bn])
 def test_builders_refuse_a_bad_last_layer(builder):
     with pytest.raises(InputError, match="classifier: expected one of linear, cosine, got 'mlp'"):
         builder(3, classifier="mlp")
@@ -182,6 +187,7 @@ def test_builders_refuse_a_bad_last_layer(builder):
         (lambda: mlp(3, hidden=(64, 0)), "hidden: expected a whole number >= 1, got 0"),
         (lambda: mlp(3, hidden=64), "hidden: expected a tuple of layer sizes, got 64"),
         (lambda: cnn(3, width=0), "width: expected a whole number >= 1, got 0"),
+        (lambda: resnet18(3, width=0), "width: expected a whole number >= 1, got 0"),
         (lambda: resnet32(3, width=-16), "width: expected a whole number >= 1, got -16"),
     ],
 )

@@ -10,8 +10,7 @@ from imbal_jax.corrections.compose import deferred
 from imbal_jax.corrections.weights import inverse_frequency
 from imbal_jax.errors import InputError
 from imbal_jax.training import schedules
-from imbal_jax.training.schedules import Horizon
-from imbal_jax.types import Prediction
+from imbal_jax.types import Horizon, Prediction
 
 HORIZON = Horizon(steps_per_epoch=4, epochs=6)
 STEPS = np.arange(HORIZON.total_steps)

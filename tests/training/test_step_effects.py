@@ -18,7 +18,6 @@ from imbal_jax.errors import InputError
 from imbal_jax.training import step_rules
 from imbal_jax.training.experiment import RecordOptions, check_record_options
 from imbal_jax.training.objective import make_objective, make_structure, standardise
-from imbal_jax.training.schedules import Horizon
 from imbal_jax.training.state import initial_state, keys_of
 from imbal_jax.training.step import DeviceData, make_step
 from imbal_jax.training.step_effects import (
@@ -28,7 +27,7 @@ from imbal_jax.training.step_effects import (
     minority_classes,
     over_first_batches,
 )
-from imbal_jax.types import Batch, Corrected, Correction
+from imbal_jax.types import Batch, Corrected, Correction, Horizon
 
 CLASSES, EXAMPLES, BATCH, HIDDEN, TOTAL_STEPS = 3, 40, 6, 7, 8
 SHAPE = (4, 4, 2)

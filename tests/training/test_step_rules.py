@@ -73,8 +73,13 @@ def sgd_reference(
     return path
 
 
-def adamw_reference(*, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vectors=True, clip_norm=0.0):
-    """Loshchilov and Hutter 2019, Algorithm 2, leaf by leaf; the decay is multiplied by the learning rate."""
+def adamw_reference(
+    *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vectors=True, clip_norm=0.0, bias_correction=True
+):
+    """Loshchilov and Hutter 2019, Algorithm 2, leaf by leaf; the decay is multiplied by the learning rate.
+
+    Without bias correction it is Eq. 9 of ABSGD's paper, with eps for G_0.
+    """
     params = {name: value.copy() for name, value in PARAMS.items()}
     first = {name: np.zeros_like(value) for name, value in PARAMS.items()}
     second = {name: np.zeros_like(value) for name, value in PARAMS.items()}
@@ -85,7 +90,8 @@ def adamw_reference(*, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, decay_vect
             value = value * (min(1.0, clip_norm / norm) if clip_norm else 1.0)
             first[name] = b1 * first[name] + (1 - b1) * value
             second[name] = b2 * second[name] + (1 - b2) * value**2
-            scaled = first[name] / (1 - b1**t) / (np.sqrt(second[name] / (1 - b2**t)) + eps)
+            gathered = (1 - b1**t, 1 - b2**t) if bias_correction else (1, 1)
+            scaled = first[name] / gathered[0] / (np.sqrt(second[name] / gathered[1]) + eps)
             decay = weight_decay * params[name] * (decay_vectors or params[name].ndim > 1)
             params[name] = params[name] - rate * (scaled + decay)
         path.append(dict(params))
@@ -125,7 +131,13 @@ def test_sgd_equals_numpy(options):
 @pytest.mark.parametrize(
     "options",
     # Adam undoes the scale of its direction, so only a large eps shows whether it was clipped.
-    [*ADAMW.values(), {"weight_decay": 0.1, "decay_vectors": False}, {"clip_norm": 1.0, "eps": 0.1}],
+    [
+        *ADAMW.values(),
+        {"weight_decay": 0.1, "decay_vectors": False},
+        {"clip_norm": 1.0, "eps": 0.1},
+        {"bias_correction": False},
+        {"bias_correction": False, "b1": 0.5, "b2": 0.9, "eps": 0.3, "weight_decay": 0.1, "clip_norm": 1.0},
+    ],
     ids=str,
 )
 def test_adamw_equals_numpy(options):
@@ -171,6 +183,14 @@ def test_coupled_and_decoupled_decay_differ_under_momentum():
     options = {"momentum": 0.9, "weight_decay": 0.1}
     coupled, decoupled = (sgd_reference(**options, decoupled=value)[-1]["kernel"] for value in (False, True))
     assert np.abs(coupled - decoupled).max() > 1e-2  # so the two cases above test two things
+
+
+def test_bias_correction_matters_most_at_the_first_step():
+    corrected, plain = (
+        adamw_reference(weight_decay=0.0, bias_correction=value)[0]["kernel"] for value in (True, False)
+    )
+    # 0.1 g / sqrt(0.001 g^2) in place of g / |g|
+    np.testing.assert_allclose((plain - PARAMS["kernel"]) / (corrected - PARAMS["kernel"]), 10**0.5, rtol=1e-5)
 
 
 def test_the_clipped_norm_is_global():

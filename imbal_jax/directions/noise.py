@@ -1,0 +1,50 @@
+"""Gaussian noise for whole trees of parameters, cheap enough to be drawn at every step.
+
+Random bits are a hash of a counter and the key. `jax.random.normal`, which goes through twenty rounds of Threefry per
+pair of numbers, took 2.7 times as long for ten million parameters on two CPU cores (352 against 130 ms under the same
+load), longer than a training step of the same network; noise needs no cryptographic strength.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from imbal_jax.types import Array, Params
+
+
+def standard_normal(key: Array, like: Params) -> Params:
+    """Independent standard normal numbers.
+
+    Args:
+      key: of the noise.
+      like: a tree of floating-point arrays, whose shapes and types the result has.
+
+    Returns:
+      The noise, of 23 random bits each: at most 5.3 in size.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [_normal(keys[i], leaf) for i, leaf in enumerate(leaves)])
+
+
+def _normal(key: Array, like: Array) -> Array:
+    """Standard normal numbers of one leaf, by inversion of their distribution."""
+    mantissas = _bits(key, like.size) >> 9
+    ones = jax.lax.bitcast_convert_type(mantissas | jnp.uint32(0x3F800000), jnp.float32)  # in [1, 2)
+    # The midpoints of 2^23 equal parts of (-1, 1). All of these operations are exact; in another order they are not.
+    uniform = (ones - 1) * 2 + (2**-23 - 1)
+    return (math.sqrt(2) * jax.lax.erf_inv(uniform)).reshape(like.shape).astype(like.dtype)
+
+
+def _bits(key: Array, count: int) -> Array:
+    """Random bits, uint32 [count]: the counter hashed with one half of the key, and again with the other."""
+    first, second = jax.random.key_data(key)
+    return _hash(_hash(jax.lax.iota(jnp.uint32, count) ^ first) + second)
+
+
+def _hash(values: Array) -> Array:
+    """A bijection of 32-bit words in which every bit of the result depends on every bit (Wellons 2018, "lowbias32")."""
+    values = (values ^ (values >> 16)) * jnp.uint32(0x7FEB352D)
+    values = (values ^ (values >> 15)) * jnp.uint32(0x846CA68B)
+    return values ^ (values >> 16)

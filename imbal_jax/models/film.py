@@ -1,0 +1,141 @@
+"""Feature-wise linear modulation by a condition: the block that tells a model the hyper-parameters of its loss."""
+
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from imbal_jax.errors import InputError
+from imbal_jax.models.heads import check_size
+from imbal_jax.models.initialisers import bias_uniform, fan_in_uniform
+from imbal_jax.types import Array, Conditioned
+
+POSITIONS = ("convolution", "pooling")
+ACTIVATIONS = ("before", "after", "between")
+
+
+class FilmOptions(NamedTuple):
+    """Where a FiLM block stands and what it computes; see `film`."""
+
+    position: str
+    activation: str
+    around_one: bool
+    units: int
+    bias: bool
+
+
+def film(
+    *,
+    position: str = "convolution",
+    activation: str = "before",
+    around_one: bool = False,
+    units: int = 128,
+    bias: bool = True,
+) -> FilmOptions:
+    """The FiLM block of loss-conditional training: features f become sigma f + mu, channel by channel.
+
+    sigma and mu come from two networks, condition -> units -> channels, with a ReLU in between and PyTorch's default
+    initialisation. For k hyper-parameters and c channels that is 2 (k units + units + units c + c) parameters: 17,280
+    for k = 2, the 64 channels of ResNet-32 and 128 units, as in the published code. Without biases it is 2 * 8,448; the
+    paper gives 8,448, which is one of the two networks (or one with a single input and a bias in its first layer).
+
+    Args:
+      position: "convolution", on the map after the last one (its normalisation and, in a residual network, the shortcut
+        included), as the paper says; or "pooling", on the averages over positions, as in the published code for
+        ResNet-32. With the ReLU "before" the two are one function there, because averaging commutes with the block; a
+        maximum, which the other networks have in between, does not where sigma is negative.
+      activation: at "convolution", where the ReLU stands among the two steps: "before" both, which modulates
+        activations (the paper's Eq. 34); "between" the scaling and the shift, ReLU(sigma f) + mu (Eq. 36); or "after"
+        both, ReLU(sigma f + mu) (as Perez et al. 2018 place the block).
+      around_one: scale by 1 + sigma in the place of sigma, so that a small network begins near the identity.
+      units: of the hidden layers.
+      bias: of all layers of the two networks.
+
+    Raises:
+      InputError: an option does not exist, or units < 1.
+    """
+    for name, value, valid in (("position", position, POSITIONS), ("activation", activation, ACTIVATIONS)):
+        if value not in valid:
+            raise InputError(f"film.{name}: expected one of {', '.join(valid)}, got {value!r}")
+    if position == "pooling" and activation != "before":
+        raise InputError(f"film.activation: expected 'before' with position 'pooling', got {activation!r}")
+    check_size("film.units", units)
+    return FilmOptions(position, activation, around_one, units, bias)
+
+
+class FiLM(nn.Module):
+    """Scales and shifts channels by two networks of the condition; see `film`."""
+
+    options: FilmOptions
+
+    @nn.compact
+    def __call__(self, hidden: Array, condition: Array, *, activated: bool = False) -> Array:
+        """The modulated activations, shaped as what they are made of.
+
+        Args:
+          hidden: [batch, ..., channels], before the ReLU, which is applied here.
+          condition: of every example, [batch, k].
+          activated: the ReLU has been applied already.
+        """
+        channels = hidden.shape[-1]
+        shape = (len(hidden), *[1] * (hidden.ndim - 2), channels)
+        scale = self._network("sigma", condition, channels).reshape(shape)
+        shift = self._network("mu", condition, channels).reshape(shape)
+        if self.options.around_one:
+            scale = 1.0 + scale
+        if activated:
+            return scale * hidden + shift
+        if self.options.activation == "before":
+            return scale * nn.relu(hidden) + shift
+        if self.options.activation == "between":
+            return nn.relu(scale * hidden) + shift
+        return nn.relu(scale * hidden + shift)
+
+    def _network(self, name: str, condition: Array, channels: int) -> Array:
+        """Two dense layers, [batch, channels]."""
+        output = condition
+        for layer, width in (("hidden", self.options.units), ("output", channels)):
+            dense = nn.Dense(
+                width,
+                use_bias=self.options.bias,
+                kernel_init=fan_in_uniform(),
+                bias_init=bias_uniform(output.shape[-1]),
+                name=f"{name}_{layer}",
+            )
+            output = dense(output) if layer == "output" else nn.relu(dense(output))
+        return output
+
+
+def split_condition(inputs: Any, options: FilmOptions | None) -> tuple[Any, Array | None]:
+    """What a model receives, as its images and the condition of its FiLM block.
+
+    Args:
+      inputs: images, or with a block `Conditioned` ones.
+      options: of the model's block, None where it has none.
+
+    Raises:
+      InputError: the condition is missing or unexpected, or not [batch, k].
+    """
+    if options is None:
+        if isinstance(inputs, Conditioned):
+            raise InputError("inputs: a condition was given, but the model has no FiLM block; set its option film")
+        return inputs, None
+    if not isinstance(inputs, Conditioned):
+        raise InputError("inputs: the model's FiLM block needs a condition, expected Conditioned(images, condition)")
+    images, condition = inputs
+    if condition.ndim != 2 or len(condition) != len(images):
+        raise InputError(f"condition: expected [batch, k] with batch {len(images)}, got shape {condition.shape}")
+    return images, condition
+
+
+def activate(hidden: Array, options: FilmOptions | None, condition: Array | None) -> Array:
+    """The ReLU after the last convolution, with the block where it stands there; named "film" in the parameters."""
+    if options is None or condition is None or options.position != "convolution":
+        return nn.relu(hidden)
+    return FiLM(options, name="film")(hidden, condition)
+
+
+def modulate_pooled(features: Array, options: FilmOptions | None, condition: Array | None) -> Array:
+    """The features after pooling, with the block where it stands there; named "film" in the parameters."""
+    if options is None or condition is None or options.position != "pooling":
+        return features
+    return FiLM(options, name="film")(features, condition, activated=True)
