@@ -24,7 +24,7 @@ from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.loop import fit, split_metrics
 from imbal_jax.training.programs import compile_programs, train_seeds_together
 from imbal_jax.training.run import train
-from imbal_jax.training.state import initial_state, keys_of
+from imbal_jax.training.state import initial_state, keys_of, stored_form
 from imbal_jax.training.step import DeviceData, make_step, read_metrics
 from imbal_jax.training.streaming import host_split, make_stream_evaluate, resident_split
 from imbal_jax.types import Waveforms
@@ -280,7 +280,9 @@ def test_checkpoints_hold_no_frozen_weights(noisy, uninterrupted):
         assert not any(word in path.read_bytes() for path in files for word in (b"frozen", b"feature_extractor"))
         checkpoints = Checkpoints(folder, read_only=True)
         state = jax.eval_shape(noisy[1].initial, (0,))
-        restored = checkpoints.restore(12, state, {"params": state.params, "model_state": state.model_state})
+        restored = checkpoints.restore(
+            12, stored_form(state), {"params": state.params, "model_state": state.model_state}
+        )
         assert restored.best["model_state"] == {}
         checkpoints.close()
 
