@@ -17,8 +17,8 @@ from tests.recordings import write_corpus, write_hubert
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 SHAPES = {"digits": (8, 8, 1), "arrays": (8, 8, 3), "cifar10_vgg11": (32, 32, 3), "cifar10_resnet32": (32, 32, 3)}
 SPEECH = ("crema_d", "msp_podcast", "speech", "speech_hubert")
-# tests/test_configs_large.py, tests/test_configs_lct.py
-ELSEWHERE = ("imagenet_lt", "inaturalist2018", "places_lt", "clothing1m", "lct")
+# tests/test_configs_large.py, tests/test_configs_lct.py, tests/test_configs_absgd.py
+ELSEWHERE = ("imagenet_lt", "inaturalist2018", "places_lt", "clothing1m", "lct", "absgd_cifar", "absgd_noise")
 
 
 @pytest.fixture(scope="module")

@@ -156,3 +156,22 @@ def test_unknown_reductions_are_told(reduction):
         reduction_denominator(jnp.ones(2), reduction)
     with pytest.raises(InputError, match=message):
         reducible_losses(Corrected(jnp.zeros((1, 2)), jnp.ones(1), jnp.ones(1)), jnp.zeros(1, int), reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
+def test_what_is_added_is_weighted_like_the_rest(example, reduction):
+    logits, weights, modulation = example
+    added = np.random.default_rng(1).normal(size=6)
+    corrected = Corrected(*(jnp.float32(a) for a in (logits, weights, modulation, added)))
+    losses = weights * (modulation * _cross_entropy(logits, LABELS) + added)
+    np.testing.assert_allclose(corrected_losses(corrected, LABELS), losses, **FLOAT32)
+    denominator = 6 if reduction == "mean" else weights.sum()
+    reduced = reducible_losses(corrected, LABELS, reduction).mean()
+    np.testing.assert_allclose(reduced, losses.sum() / denominator, **FLOAT32)
+
+
+def test_nothing_added_is_nothing(example):
+    corrected = Corrected(*map(jnp.float32, example))
+    assert corrected.added is None
+    with_zeros = corrected._replace(added=jnp.zeros(6))
+    np.testing.assert_array_equal(corrected_losses(corrected, LABELS), corrected_losses(with_zeros, LABELS))

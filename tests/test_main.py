@@ -186,6 +186,43 @@ def test_describe_counts_the_long_tail(capsys):
     assert json.loads(capsys.readouterr().out)["class_counts"] == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
+NOISE = ["--config.label_noise.name=asymmetric", "--config.label_noise.rate=0.4"]
+
+
+def test_describe_and_check_show_the_label_noise(capsys):
+    assert guarded(run, [f"--config={ROOT}/configs/cifar10_resnet32.py", "--task=describe", *NOISE]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["class_counts"][-1] == 50  # 5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50 before the noise
+    assert told["label_noise"]["rate"] == 0.4
+    assert told["label_noise"]["class_counts"] == [5718, 3017, 1078, 801, 387, 663, 232, 397, 83, 30]
+    assert guarded(run, [DIGITS, "--task=check", *NOISE]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sum(told["label_noise"]["class_counts"]) == sum(told["profile"]["class_counts"])
+    assert told["label_noise"]["class_counts"] != told["profile"]["class_counts"]
+
+
+def test_describe_and_check_say_what_the_noise_is_trained_on(capsys):
+    """The counts that they show are those of the run."""
+    from imbal_jax.build import build_experiment
+    from imbal_jax.config import load_config, parse_overrides
+    from imbal_jax.resolve import resolve
+
+    noise = ["--config.label_noise.name=symmetric", "--config.label_noise.draw=independent"]
+    for task in ("describe", "check"):
+        assert guarded(run, [DIGITS, f"--task={task}", *noise]) == 0
+        told = json.loads(capsys.readouterr().out)["label_noise"]["class_counts"]
+        experiment = build_experiment(resolve(load_config(DIGITS.removeprefix("--config=")), parse_overrides(noise)))
+        assert told == experiment.data.counts.counts.tolist()
+
+
+def test_noise_that_cannot_be_is_told(capsys):
+    noise = ["--config.label_noise.name=symmetric", "--config.label_noise.draw=published"]
+    assert guarded(run, [DIGITS, "--task=check", *noise]) == 1
+    assert "'published' changes" in json.loads(capsys.readouterr().out)["faults"][0]
+    assert guarded(run, [DIGITS, "--task=describe", *noise]) == EXIT_INPUT
+    assert "draw: 'published' changes" in one_line_error(capsys)
+
+
 def test_check_reports_counts_and_exits_cleanly(capsys):
     assert guarded(run, [DIGITS, "--task=check"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -71,7 +71,7 @@ def generalized_cross_entropy(
 
     It tends to the cross-entropy as q falls to 0, and q = 1 is half the mean absolute error, 1 - p_y. Pruned examples,
     those with p_y <= k, lose nothing and have no gradient: v [(1 - p_y^q) / q - (1 - k^q) / q] with v = 1 for the
-    others and 0 for these. Except for a constant this is the truncated loss; below it no loss is positive.
+    others and 0 for these. This is the truncated loss but for a constant, without which it is negative.
 
     An untrained model is sure of nothing, and pruning leaves it nothing to learn from: "epochs" begins late, and with
     "batch" put it in `deferred(after=..., before=generalized_cross_entropy(q=q), at=...)`.
@@ -87,13 +87,15 @@ def generalized_cross_entropy(
       every: with "epochs", the epochs between looks.
 
     Raises:
-      InputError: an argument is out of its range. In a run: the training ends before `start`, or examples come from
-        the host batch by batch, where "epochs" has no place to remember them.
+      InputError: an argument is out of its range, or "epochs" has nothing to prune. In a run: the training ends before
+        `start`, or examples come from the host batch by batch, where "epochs" has no place to remember them.
     """
     check_number("q", q, "in (0, 1]")
     check_number("truncation", truncation, "in [0, 1)")
     if refresh not in REFRESHES:
         raise InputError(f"refresh: expected one of {', '.join(REFRESHES)}, got {refresh!r}")
+    if refresh == "epochs" and not truncation:
+        raise InputError(f"truncation: expected a number > 0 with refresh='epochs', got {truncation}")
     for name, value, least in (("start", start, 0), ("every", every, 1)):
         if value < least:
             raise InputError(f"{name}: expected a number of epochs >= {least}, got {value}")
@@ -116,5 +118,5 @@ def generalized_cross_entropy(
         losses = of_examples(prediction, labels)
         return (losses < threshold).astype(losses.dtype)
 
-    keeping = Keeping(keep, start, every) if truncation and refresh == "epochs" else None
+    keeping = Keeping(keep, start, every) if refresh == "epochs" else None
     return Correction(correct, keep_logits, keeping=keeping)

@@ -167,7 +167,7 @@ def check_keeping(keeping: Keeping | None, epochs: int, streamed: bool) -> None:
     if keeping is None:
         return
     if streamed:
-        raise InputError("refresh: 'epochs' needs images that lie on the device, not recordings; use 'batch'")
+        raise InputError("refresh: 'epochs' needs examples that lie on the device, not from the host; use 'batch'")
     if keeping.start >= epochs:
         raise InputError(f"start: expected fewer than the run's {epochs} epochs, got {keeping.start}")
 

@@ -242,8 +242,8 @@ def _measure(
                 raise _non_finite(group, "the validation loss", loss, group.steps_taken(), i)
             measured[i].update(metrics)
     if group.experiment.correction.keeping is not None:
-        for one, kept in zip(measured, group.split(jax.device_get(jnp.mean(state.example_weights, -1))), strict=True):
-            one["train/kept"] = float(kept)
+        for one, weights in zip(measured, group.split(jax.device_get(state.example_weights)), strict=True):
+            one["train/kept"] = float(np.mean(weights, dtype=np.float64))
     if gradients is not None:
         for i, one in enumerate(zip(*(group.split(batch) for batch in jax.device_get(gradients)), strict=True)):
             norms = class_gradient_norms(list(one), len(data.train.labels))

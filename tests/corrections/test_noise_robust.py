@@ -219,7 +219,8 @@ def test_pruning_by_epochs_leaves_the_choice_to_the_run():
     kept = correction.keeping.keep(Prediction(jnp.float32(logits)), LABELS, 0.0)
     np.testing.assert_array_equal(kept, of_truth > 0.5)
     assert generalized_cross_entropy(truncation=0.5).keeping is None
-    assert generalized_cross_entropy(refresh="epochs").keeping is None
+    with pytest.raises(InputError, match=r"^truncation: expected a number > 0 with refresh='epochs', got 0.0$"):
+        generalized_cross_entropy(refresh="epochs")
 
 
 def test_without_weights_there_is_nothing_to_weigh():

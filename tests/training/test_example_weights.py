@@ -13,6 +13,7 @@ from imbal_jax.build import build_experiment
 from imbal_jax.config import load_config, parse_overrides
 from imbal_jax.corrections.noise_robust import generalized_cross_entropy
 from imbal_jax.corrections.weights import cross_entropy, inverse_frequency
+from imbal_jax.directions import attentional_bias, ekfac, empirical_fisher, gdn
 from imbal_jax.directions.gradient import gradient
 from imbal_jax.errors import InputError
 from imbal_jax.models.mlp import mlp
@@ -22,12 +23,12 @@ from imbal_jax.training import schedules, step_rules
 from imbal_jax.training.checkpoints import Checkpoints, to_host
 from imbal_jax.training.experiment import check_keeping
 from imbal_jax.training.interruption import Interrupted
-from imbal_jax.training.objective import standardise
+from imbal_jax.training.objective import make_objective, make_structure, standardise
 from imbal_jax.training.programs import compile_programs
 from imbal_jax.training.run import train
 from imbal_jax.training.state import TrainState, initial_state, stored_form
 from imbal_jax.training.step import DeviceData, make_step
-from imbal_jax.types import Params
+from imbal_jax.types import Batch, Params
 from tests.conftest import ROOT
 from tests.training.test_step_effects_in_runs import StopAfter
 
@@ -82,6 +83,46 @@ def test_every_example_counts_by_its_own_weight():
     np.testing.assert_array_equal(after.example_weights, weights)
 
 
+DIRECTIONS = {
+    "gradient": lambda structure: gradient(),
+    "ief_gram": lambda structure: empirical_fisher.improved_empirical_fisher(engine="gram"),
+    "ief_vmap": lambda structure: empirical_fisher.improved_empirical_fisher(engine="vmap"),
+    "gdn": gdn.gdn,
+    "ekfac": ekfac.ekfac,
+    "attentional_bias": attentional_bias.attentional_bias,
+}
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_every_direction_sees_the_weights(name):
+    """An example of weight 0 has no part in what is proposed; weights of 1 leave it as it is."""
+    model = mlp(CLASSES, hidden=(4,))
+    structure = make_structure(model, cross_entropy(), "mean", (2, 2, 1), BATCH)
+    direction = DIRECTIONS[name](structure)
+    params = model.init(jax.random.key(3), DATA.images[:1], train=False)["params"]
+    objective = make_objective(model, cross_entropy(), "mean", model_state={}, progress=0.0, train=True)
+
+    @jax.jit
+    def propose(labels, weights):
+        batch = Batch(DATA.images[:BATCH], labels, weights)
+        return direction.propose(objective, params, batch, direction.init(params), KEY).direction
+
+    labels, ones = DATA.labels[:BATCH], jnp.ones(BATCH)
+    without_first = ones.at[0].set(0.0)
+    relabelled = labels.at[0].set((labels[0] + 1) % CLASSES)
+    plain = propose(labels, None)
+
+    def difference(one, other):
+        return max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    assert difference(propose(labels, ones), plain) < 1e-5 * scale
+    assert difference(propose(labels, without_first), plain) > 1e-3 * scale
+    # Not even its label matters. (What curvature is made of its inputs, or of drawn labels, may stay.)
+    unseen = difference(propose(labels, without_first), propose(relabelled, without_first))
+    assert unseen < 1e-5 * scale < difference(propose(relabelled, ones), plain)
+
+
 # ---- runs
 
 EPOCHS, START, EVERY = 5, 2, 2
@@ -95,6 +136,7 @@ TINY = [
     "--config.schedule.learning_rate=0.3",
     "--config.step_rule.momentum=0.0",
     "--config.label_noise.name=symmetric",
+    "--config.profile.name=natural",
     "--config.record.figures=false",
     "--config.record.tensorboard=false",
 ]
@@ -134,41 +176,52 @@ def alone(tmp_path_factory):
     return workdir
 
 
-def restored(workdir, seed, step):
-    """The state and the best variables of a checkpoint."""
-    experiment, _ = experiment_of()
+def restored(experiment, workdir, seed, epoch):
+    """The state and the best variables of the checkpoint after an epoch."""
     state = jax.eval_shape(compile_programs(experiment, stacked=False).initial, (seed,))
     best = {"params": state.params, "model_state": state.model_state}
     checkpoints = Checkpoints(workdir / f"seed_{seed}" / "checkpoints", read_only=True)
-    found = checkpoints.restore(step, stored_form(state), best)
-    return experiment, TrainState(*found.state), found.best
+    found = checkpoints.restore(epoch * experiment.horizon.steps_per_epoch, stored_form(state), best)
+    return TrainState(*found.state), found.best
 
 
-def test_the_best_parameters_choose_the_examples(alone):
-    """After four epochs, by those of the first four, and still so after the fifth."""
-    steps = experiment_of()[0].horizon.steps_per_epoch
-    experiment, before, best = restored(alone, 1, 4 * steps)
-    _, after, _ = restored(alone, 1, 5 * steps)
+def chosen_by(experiment, params):
+    """Which training examples have a probability above 0.3 of their own label."""
     split = experiment.data.train
     inputs = standardise(split.images, experiment.data.mean, experiment.data.std)
-    logits, _ = experiment.model.apply({"params": best["params"]}, inputs, train=False)
+    logits, _ = experiment.model.apply({"params": params}, inputs, train=False)
     exponentials = np.exp(np.asarray(logits, np.float64))
     of_truth = exponentials[np.arange(len(logits)), split.labels] / exponentials.sum(axis=1)
     assert np.abs(of_truth - 0.3).min() > 1e-6
-    np.testing.assert_array_equal(after.example_weights, of_truth > 0.3)
+    return of_truth > 0.3
+
+
+def test_examples_are_chosen_anew_and_noise_is_left_out(alone):
+    """After two epochs, and again after four."""
+    experiment, _ = experiment_of()
+    (before, best), (after, _) = (restored(experiment, alone, 1, epoch) for epoch in (4, 5))
+    np.testing.assert_array_equal(after.example_weights, chosen_by(experiment, best["params"]))
     assert (np.asarray(before.example_weights) != after.example_weights).any()
-    assert 0.3 < np.mean(after.example_weights) < 0.95
-    # Noise is what is left out.
-    wrong = split.labels != experiment.data.clean_labels
-    assert np.mean(after.example_weights[wrong]) < 0.3 < 0.6 < np.mean(after.example_weights[~wrong])
+    wrong = experiment.data.train.labels != experiment.data.clean_labels
+    assert np.mean(after.example_weights[wrong]) < 0.2
+    assert np.mean(after.example_weights[~wrong]) > 0.8
+
+
+def test_the_best_parameters_choose_and_not_the_last(tmp_path):
+    extra = ["--config.profile.name=dirichlet", "--config.profile.alpha=0.5", "--config.profile.total=500"]
+    experiment, config = experiment_of("--config.seeds=1", "--config.profile.min_count=4", *extra)
+    train(experiment, config, tmp_path)
+    (before, best), (after, _) = (restored(experiment, tmp_path, 1, epoch) for epoch in (4, 5))
+    by_best, by_last = chosen_by(experiment, best["params"]), chosen_by(experiment, before.params)
+    assert (by_best != by_last).any()  # here pruning has not made the parameters better
+    np.testing.assert_array_equal(after.example_weights, by_best)
 
 
 def test_the_share_that_is_kept_is_recorded(alone):
     kept = [record["train/kept"] for record in ending(alone, 1)[0]]
     assert kept[:START] == [1.0] * START
     assert kept[2] == kept[3] < 1
-    steps = experiment_of()[0].horizon.steps_per_epoch
-    assert kept[4] == pytest.approx(np.mean(restored(alone, 1, 5 * steps)[1].example_weights))
+    assert kept[4] == pytest.approx(np.mean(restored(experiment_of()[0], alone, 1, EPOCHS)[0].example_weights))
 
 
 def test_pruning_changes_the_run_from_its_start_on(alone, tmp_path):
@@ -178,11 +231,10 @@ def test_pruning_changes_the_run_from_its_start_on(alone, tmp_path):
     assert early[START]["train/loss"] != late[START]["train/loss"]
 
 
-@pytest.mark.parametrize("looks", [5, 7])  # in the third epoch, which begins with a choice, and in the fourth
-def test_an_interrupted_run_continues_exactly(alone, tmp_path, looks):
+def test_a_run_interrupted_in_an_epoch_that_began_with_a_choice_continues_exactly(alone, tmp_path):
     with pytest.raises(Interrupted):
-        train(*experiment_of("--config.seeds=1"), tmp_path, StopAfter(looks))
-    assert len(read(tmp_path / "seed_1" / "metrics.jsonl")) < EPOCHS
+        train(*experiment_of("--config.seeds=1"), tmp_path, StopAfter(18))
+    assert len(read(tmp_path / "seed_1" / "metrics.jsonl")) == START
     train(*experiment_of("--config.seeds=1"), tmp_path)
     assert ending(tmp_path, 1) == ending(alone, 1)
 
@@ -211,7 +263,7 @@ def test_examples_from_the_host_cannot_be_remembered():
     keeping = generalized_cross_entropy(truncation=0.5, refresh="epochs").keeping
     check_keeping(keeping, 120, False)
     check_keeping(None, 1, True)
-    with pytest.raises(InputError, match=r"^refresh: 'epochs' needs images that lie on the device, not recordings"):
+    with pytest.raises(InputError, match=r"^refresh: 'epochs' needs examples that lie on the device, not from"):
         check_keeping(keeping, 120, True)
 
 
