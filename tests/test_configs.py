@@ -104,7 +104,7 @@ def test_every_row_of_saddle_tables_takes_two_steps(row, fake_images):
 
 @pytest.mark.parametrize("method", ["asam_drw", "lpf_sgd", "absgd_cb", "eg_ldam", "pgd_sampler", "absgd_vs"])
 def test_wrappers_combine_with_corrections_and_samplers(method, fake_images):
-    overrides = {"model.name": "mlp", "model.hidden": "(4,)"}
+    overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.batch_size": "16"}
     assert np.isfinite(two_steps(f"arrays.py:{method}", fake_images((4, 4, 1)), **overrides)).all()
 
 
