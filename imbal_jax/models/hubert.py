@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.errors import InputError
+from imbal_jax.models.activations import gelu, softmax
 from imbal_jax.models.heads import check_size
 from imbal_jax.models.hubert_layers import (
     HUBERT_BASE,
@@ -55,7 +56,7 @@ class PositionalConvolution(nn.Module):
             padding=padding,
             feature_group_count=config.num_conv_pos_embedding_groups,
         )
-        return nn.gelu(convolution(hidden), approximate=False)
+        return gelu(convolution(hidden))
 
 
 class Attention(nn.Module):
@@ -72,16 +73,19 @@ class Attention(nn.Module):
         def project(target: str, inputs: Array) -> Array:
             return self.blueprint.adapted(target, self.layer, config.hidden_size, inputs, train)
 
-        heads = (*hidden.shape[:-1], config.num_attention_heads, -1)
-        query, key, value = (project(name, hidden).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
+        def by_head(outputs: Array) -> Array:
+            # Heads first: XLA's CPU backend is slower at products that leave them in the middle.
+            return outputs.reshape(*hidden.shape[:-1], config.num_attention_heads, -1).swapaxes(1, 2)
+
+        query, key, value = (by_head(project(name, hidden)) for name in ("q_proj", "k_proj", "v_proj"))
         wide = jnp.promote_types(query.dtype, jnp.float32)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+        scores = jnp.matmul(query * query.shape[-1] ** -0.5, key.swapaxes(2, 3), preferred_element_type=wide)
         if mask is not None:
-            # Finite, so that a clip without frames does not become NaN.
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(wide).min)
-        weights = nn.softmax(scores).astype(value.dtype)
+            # Finite, so that a clip without frames does not become NaN; any score vanishes beside it.
+            scores = scores + jnp.where(mask, 0, jnp.finfo(wide).min)[:, None, None, :]
+        weights = softmax(scores).astype(value.dtype)
         weights = nn.Dropout(config.attention_dropout, deterministic=not train)(weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = jnp.matmul(weights, value).swapaxes(1, 2)
         return project("out_proj", mixed.reshape(hidden.shape))
 
 
@@ -96,7 +100,7 @@ class FeedForward(nn.Module):
         """Maps [batch, frames, hidden_size] to the same shape."""
         config, adapted = self.blueprint.config, self.blueprint.adapted
         inner = adapted("intermediate_dense", self.layer, config.intermediate_size, hidden, train)
-        inner = nn.gelu(inner, approximate=False)
+        inner = gelu(inner)
         inner = nn.Dropout(config.activation_dropout, deterministic=not train)(inner)
         outer = adapted("output_dense", self.layer, config.hidden_size, inner, train)
         return nn.Dropout(config.hidden_dropout, deterministic=not train)(outer)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 
 from imbal_jax.errors import InputError
+from imbal_jax.models.activations import gelu
 from imbal_jax.models.heads import check_size
 from imbal_jax.models.initialisers import kaiming_normal
 from imbal_jax.models.lora import FrozenConv, FrozenDense, FrozenLayerNorm, LoraDense, LoraSpec, frozen_param
@@ -267,11 +268,12 @@ class Blueprint:
         kind = FrozenDense if self.frozen else nn.Dense
         return kind(features, kernel_init=_DENSE_INIT, dtype=self.dtype, name=name)
 
-    def layer_norm(self, name: str, epsilon: float | None = None) -> nn.LayerNorm:
+    def layer_norm(self, name: str, epsilon: float | None = None) -> nn.Module:
         """A normalisation over channels, with statistics in float32."""
-        kind = FrozenLayerNorm if self.frozen else nn.LayerNorm
         epsilon = self.config.layer_norm_eps if epsilon is None else epsilon
-        return kind(epsilon, use_fast_variance=False, dtype=self.dtype, name=name)
+        if self.frozen:
+            return FrozenLayerNorm(epsilon, self.dtype, name=name)
+        return nn.LayerNorm(epsilon, use_fast_variance=False, dtype=self.dtype, name=name)
 
     def adapted(self, target: str, layer: int, features: int, inputs: Array, train: bool) -> Array:
         """Applies a dense layer of a transformer layer, with its low-rank update where it has one."""
@@ -321,7 +323,7 @@ class ConvLayer(nn.Module):
             hidden = blueprint.layer_norm("layer_norm", _CONV_NORM_EPSILON)(hidden)
         elif i == 0:
             hidden = ChannelNorm(blueprint, name="layer_norm")(hidden, mask)
-        return nn.gelu(hidden, approximate=False)
+        return gelu(hidden)
 
 
 class FeatureExtractor(nn.Module):
