@@ -103,7 +103,7 @@ def test_frozen_layers_differ_only_in_where_their_weights_are(pair, arguments):
         "frozen": jax.tree.map(jnp.shape, weights)
     }
     outputs = frozen.apply({"frozen": weights}, inputs), trained.apply({"params": weights}, inputs)
-        np.testing.assert_allclose(*outputs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(*outputs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
