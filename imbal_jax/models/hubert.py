@@ -32,14 +32,8 @@ class Hubert(nn.Module):
     blueprint: Blueprint
 
     def setup(self) -> None:
-        """Names the parts as Hugging Face does."""
-        blueprint = self.blueprint
-        self.feature_extractor = FeatureExtractor(blueprint)
-        self.feature_projection = FeatureProjection(blueprint)
-        self.encoder = Encoder(blueprint)
-        if blueprint.config.has_mask_embedding:  # part of the model also where nothing is masked
-            init, shape = nn.initializers.uniform(1.0), (blueprint.config.hidden_size,)
-            self.mask_embedding = blueprint.weight(self, "masked_spec_embed", init, shape)
+        """Has the transformer at hand for what comes before its layers and for these."""
+        self.encoder = Encoder(self.blueprint)
 
     def __call__(self, inputs: Inputs, train: bool, masked_frames: Array | None = None) -> HiddenStates:
         """Encodes clips.
@@ -61,11 +55,15 @@ class Hubert(nn.Module):
             frames = frames.astype(self.blueprint.dtype)
         return self.encoder(frames, self._mask(inputs.lengths, frames.shape[1]), train)
 
-    def embed(self, inputs: Inputs, train: bool, masked_frames: Array | None = None) -> EncoderInput:
+    @nn.compact
+    def embed(self, inputs: Waveforms | Features, train: bool, masked_frames: Array | None = None) -> EncoderInput:
         """What the transformer's layers receive; arguments as of a call."""
         check_inputs(self.blueprint.config, inputs)
-        frames, lengths = self.feature_extractor(inputs) if isinstance(inputs, Waveforms) else inputs
-        hidden = self._augment(self.feature_projection(frames, train), lengths, train, masked_frames)
+        if isinstance(inputs, Waveforms):
+            inputs = FeatureExtractor(self.blueprint, name="feature_extractor")(inputs)
+        frames, lengths = inputs
+        hidden = FeatureProjection(self.blueprint, name="feature_projection")(frames, train)
+        hidden = self._augment(hidden, lengths, train, masked_frames)
         return EncoderInput(self.encoder.embed(hidden, self._mask(lengths, frames.shape[1])), lengths)
 
     def _mask(self, lengths: Array, frames: int) -> Array | None:
@@ -79,6 +77,9 @@ class Hubert(nn.Module):
     def _augment(self, hidden: Array, lengths: Array, train: bool, masked_frames: Array | None) -> Array:
         """SpecAugment: masked frames become a vector of their own, masked channels zero."""
         blueprint, config, (batch, frames, channels) = self.blueprint, self.blueprint.config, hidden.shape
+        if config.has_mask_embedding:  # part of the model also where nothing is masked
+            init = nn.initializers.uniform(1.0)
+            embedding = blueprint.weight(self, "masked_spec_embed", init, (channels,)).astype(hidden.dtype)
         if not config.apply_spec_augment:
             return hidden
         if masked_frames is None and train and config.mask_time_prob > 0:
@@ -86,7 +87,7 @@ class Hubert(nn.Module):
             whole = lengths if blueprint.padding == "exact" else jnp.full((batch,), frames)
             masked_frames = self._spans("time", whole, frames)
         if masked_frames is not None:
-            hidden = jnp.where(masked_frames[..., None], self.mask_embedding.astype(hidden.dtype), hidden)
+            hidden = jnp.where(masked_frames[..., None], embedding, hidden)
         if train and config.mask_feature_prob > 0:
             masked_channels = self._spans("feature", jnp.full((batch,), channels), channels)
             hidden = jnp.where(masked_channels[:, None], 0, hidden)
