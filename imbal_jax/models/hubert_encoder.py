@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.errors import InputError
-from imbal_jax.models.activations import gelu, softmax
+from imbal_jax.models.activations import gelu, softmax, wide_product
 from imbal_jax.models.hubert_layers import Blueprint
 from imbal_jax.types import Array
 
@@ -61,11 +61,10 @@ class Attention(nn.Module):
             return outputs.reshape(*hidden.shape[:-1], config.num_attention_heads, -1).swapaxes(1, 2)
 
         query, key, value = (by_head(project(name, hidden)) for name in ("q_proj", "k_proj", "v_proj"))
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        scores = jnp.matmul(query * query.shape[-1] ** -0.5, key.swapaxes(2, 3), preferred_element_type=wide)
+        scores = wide_product(query * query.shape[-1] ** -0.5, key.swapaxes(2, 3))
         if mask is not None:
             # Finite, so that a clip without frames does not become NaN; any score vanishes beside it.
-            scores = scores + jnp.where(mask, 0, jnp.finfo(wide).min)[:, None, None, :]
+            scores = scores + jnp.where(mask, 0, jnp.finfo(scores.dtype).min)[:, None, None, :]
         weights = softmax(scores).astype(value.dtype)
         weights = nn.Dropout(config.attention_dropout, deterministic=not train)(weights)
         mixed = jnp.matmul(weights, value).swapaxes(1, 2)

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from imbal_jax.models.activations import gelu, normalise_channels, softmax
+from imbal_jax.models.activations import gelu, normalise_channels, softmax, wide_product
 
 INPUTS = np.random.default_rng(0).normal(scale=3.0, size=(3, 4, 7))
 FUNCTIONS = {
@@ -63,3 +63,21 @@ def test_gelu_in_half_precision_is_the_rounded_value():
     expected = FUNCTIONS["gelu"][2](np.asarray(inputs, np.float64))
     assert gelu(inputs).dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(gelu(inputs), np.float64), expected, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_wide_product_and_its_derivatives(dtype):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        left, right, weights = (jnp.asarray(rng.normal(size=size)) for size in ((2, 3, 4), (2, 4, 5), (2, 3, 5)))
+        left, right = left.astype(dtype), right.astype(dtype)
+        product, pullback = jax.vjp(wide_product, left, right)
+        exact = [np.asarray(each, np.float64) for each in (left, right)]
+        np.testing.assert_allclose(product, exact[0] @ exact[1], rtol=1e-6 if dtype == "bfloat16" else 1e-13)
+        assert product.dtype == ("float32" if dtype == "bfloat16" else "float64")
+        weights = weights.astype(product.dtype)
+        expected = (weights @ exact[1].swapaxes(1, 2), exact[0].swapaxes(1, 2) @ weights)
+        for got, each in zip(pullback(weights), expected, strict=True):
+            assert got.dtype == dtype
+            tolerance = (0.03 if dtype == "bfloat16" else 1e-13) * np.abs(each).max()
+            np.testing.assert_allclose(np.asarray(got, np.float64), each, rtol=0, atol=tolerance)
