@@ -328,6 +328,14 @@ def test_training_from_the_cache_is_training_without(noisy, small):
         assert np.mean(np.abs(got - expected) > 1e-4) < 0.05
 
 
+def test_training_from_the_encoder_s_input_is_training_without(small):
+    options = {"model.cache": "memory", "model.cache_stage": "encoder_input", "data.buckets": "1"}
+    cached, plain = (experiment_of(small, **each) for each in (options, {"data.buckets": "1"}))
+    assert isinstance(cached.data.train.images, FeatureSet)
+    metrics = [driven(each, compile_programs(each, stacked=False), 3)[1] for each in (cached, plain)]
+    assert_close(*metrics, 1e-4)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])
 def test_the_cache_on_disk_holds_what_the_one_in_memory_does(noisy, small, tmp_path, dtype, tolerance):
     options = {"model.cache": "disk", "model.cache_dir": str(tmp_path), "model.cache_dtype": dtype}
