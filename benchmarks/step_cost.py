@@ -6,7 +6,8 @@
 
 Models are vgg11_bn, the MLP 3072-2048-2048-10 and the small CNN, on random 32x32 images of ten classes. The step is
 that of training, compiled with its options: one call per step, state donated, learning rate 1e-6 so that nothing moves
-far. Directions have their default options; EF and iEF run with both engines.
+far. Directions have their default options but for LPF-SGD's eight micro-batches; EF and iEF run with both engines.
+`sgd_x8` are eight SGD steps, each on an eighth of the batch: LPF-SGD's `compared_ratio` is to them.
 
 Time: methods take turns, SGD first, after a pause; a turn is several steps of which the first, which finds the caches
 and the allocator as the method before left them, is not counted. `step_seconds` is the median over the turns of a
@@ -44,6 +45,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from benchmarks.step_methods import METHODS, Method
 from imbal_jax.builders import DIRECTIONS, NAMED, options_of
 from imbal_jax.corrections.weights import cross_entropy
 from imbal_jax.data.augmentation import none
@@ -57,32 +59,11 @@ from imbal_jax.training.schedules import Horizon, constant
 from imbal_jax.training.state import TrainState, initial_state, keys_of
 from imbal_jax.training.step import DeviceData, Step, compiler_options, make_step
 
-
-class Method(NamedTuple):
-    """What takes a step."""
-
-    name: str
-    direction: str  # a name of builders.DIRECTIONS
-    engine: str | None = None
-    step_rule: str = "sgd"
-    period: str | None = None  # the direction's option for the steps between two refreshes
-    refresh_at: int = 0  # its counter, modulo the period, at the step that refreshes
-
-
 MODELS: dict[str, dict[str, Any]] = {"vgg11_bn": {}, "mlp": {"hidden": (2048, 2048)}, "cnn": {}}
-METHODS = {
-    "sgd": Method("sgd", "gradient"),
-    "adamw": Method("adamw", "gradient", step_rule="adamw"),
-    "ef_gram": Method("ef", "empirical_fisher", "gram"),
-    "ef_vmap": Method("ef", "empirical_fisher", "vmap"),
-    "ief_gram": Method("ief", "improved_empirical_fisher", "gram"),
-    "ief_vmap": Method("ief", "improved_empirical_fisher", "vmap"),
-    "gdn": Method("gdn", "gdn", period="period", refresh_at=-1),
-    "ekfac": Method("ekfac", "ekfac", period="refresh_period"),
-}
 BATCHES, PLOTTED_BATCHES = (32, 128), (8, 16, 32, 64, 128, 256, 512)
 IMAGE_SHAPE, NUM_CLASSES = (32, 32, 3), 10
 LEARNING_RATE = 1e-6
+MARKERS = ".x+"  # one for every time round the colours
 PAUSE = 0.3  # seconds before a turn
 MOST_STEPS = 1000  # counted in a turn
 MOST_REFRESHES = 3  # timed
@@ -98,17 +79,21 @@ class Training(NamedTuple):
     period: int  # steps between two refreshes, 1 where there are none
     refresh_at: int  # the direction's counter there; no other step near refreshes
     inputs: tuple[DeviceData, jax.Array, jax.Array]  # after the state: images on the device, indices, key
+    calls: int  # of the step for what counts as one
 
 
 def training_of(model: str, batch: int, method: Method) -> Training:
     """A method's training of one of MODELS on random images.
 
     Raises:
-      InputError: the direction cannot be built for this model, or not on this machine.
+      InputError: the direction cannot be built for this model or batch size, or not on this machine.
     """
+    if batch % method.calls:
+        raise InputError(f"batch: {method.name} needs a multiple of {method.calls}, got {batch}")
+    batch //= method.calls
     module, correction = NAMED["model"][model](NUM_CLASSES, **MODELS[model]), cross_entropy()
     builder = DIRECTIONS[method.direction]
-    options: dict[str, Any] = {} if method.engine is None else {"engine": method.engine}
+    options: dict[str, Any] = dict(method.options) | ({} if method.engine is None else {"engine": method.engine})
     period = 1
     if method.period is not None:
         period = options_of(builder)[method.period].default
@@ -130,6 +115,7 @@ def training_of(model: str, batch: int, method: Method) -> Training:
         period,
         method.refresh_at % NEVER,
         (data, indices, keys_of(0).step),
+        method.calls,
     )
 
 
@@ -186,7 +172,7 @@ class Case:
     def take(self, count: int) -> float:
         """Takes steps and waits for the last; returns the seconds."""
         started = time.perf_counter()
-        for _ in range(count):
+        for _ in range(count * self.training.calls):
             self.state, self.metrics = self.step(self.state, *self.training.inputs)
         jax.block_until_ready(self.state)
         return time.perf_counter() - started
@@ -215,7 +201,9 @@ def measure(model: str, batch: int, names: Sequence[str], options: argparse.Name
                 time.sleep(PAUSE)
                 case.turn(number)
     for name, case in cases.items():
-        yield {**_head(model, batch, METHODS[name]), **costs(case, cases["sgd"], not options.no_refresh)}
+        other = METHODS[name].compared
+        compared = {"compared": other, "compared_ratio": ratio(case, cases[other])} if other in cases else {}
+        yield {**_head(model, batch, METHODS[name]), **costs(case, cases["sgd"], not options.no_refresh), **compared}
 
 
 def _prepare(model: str, batch: int, method: Method, options: argparse.Namespace) -> tuple[Case | None, str]:
@@ -260,6 +248,12 @@ def costs(case: Case, sgd: Case, with_refresh: bool) -> Record:
     }
 
 
+def ratio(case: Case, other: Case) -> float:
+    """The median of the ratios of two cases' turns in the same rounds."""
+    rounds = case.turns.keys() & other.turns.keys()
+    return statistics.median(case.turns[number] / other.turns[number] for number in rounds)
+
+
 def _head(model: str, batch: int, method: Method) -> Record:
     """What a record is about, and where and when it was made."""
     return {
@@ -285,7 +279,8 @@ def cost_figure(records: Sequence[Record]) -> Figure:
         label = name if engine is None else f"{name}, {engine}"
         label += " without refresh" if own[0]["amortised"] is False else ""
         line = "dashed" if engine == "vmap" else "solid"
-        style: Any = {"color": COLOURS[names.index(name)], "linestyle": line, "marker": "."}
+        turn, colour = divmod(names.index(name), len(COLOURS))
+        style: Any = {"color": COLOURS[colour], "linestyle": line, "marker": MARKERS[turn]}
         batches = [record["batch"] for record in own]
         time_axes.plot(batches, [1000 * record["seconds"] / record["batch"] for record in own], label=label, **style)
         memory_axes.plot(batches, [record["temp_mebibytes"] for record in own], **style)

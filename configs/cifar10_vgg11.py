@@ -15,6 +15,7 @@ An epoch with its validation takes about 40 s on two CPU cores, and 12 epochs re
 from ml_collections import ConfigDict
 
 from imbal_jax.recipes import classifier_of, correction, parse_method, schedule
+from imbal_jax.robust_recipes import WRAPPERS
 
 # Direction and learning rate by the method's direction.
 DIRECTIONS = {
@@ -23,6 +24,7 @@ DIRECTIONS = {
     "ief": ({"name": "improved_empirical_fisher", "damping": 0.01, "statistics": "running"}, 50.0),
     "gdn": ({"name": "gdn", "damping": 10.0}, 3.0),
     "ekfac": ({"name": "ekfac", "damping": 0.3}, 0.1),
+    **{name: (section, 0.1) for name, section in WRAPPERS.items()},
 }
 
 
@@ -30,7 +32,7 @@ def get_config(method: str = "baseline") -> ConfigDict:
     """The study; `method` is read by `imbal_jax.recipes.parse_method`."""
     chosen = parse_method(method)
     direction, learning_rate = DIRECTIONS[chosen.direction]
-    if chosen.direction == "gradient" and method.startswith("ldam"):
+    if chosen.direction in ("gradient", *WRAPPERS) and chosen.correction.startswith("ldam"):
         learning_rate = 0.01
     return ConfigDict(
         {

@@ -1,7 +1,8 @@
 """The methods of the thesis as config sections, for config files to choose from by name.
 
 A method is a correction ("ldam_drw"), a second-order direction ("ief"), or a direction with a variant of thesis 4.1.5
-("ief_sampler", "ief_irw", "ief_drw") or any correction ("ief_ldam").
+("ief_sampler", "ief_irw", "ief_drw") or any correction ("ief_ldam"). The wrappers of `imbal_jax.robust_recipes` stand
+where directions stand ("sam_ldam_drw").
 
 Hyper-parameters are those of thesis Table B.5, in our normalisation of the weights (they average one over the classes;
 the thesis's sum to one); methods outside of the thesis have their authors' defaults.
@@ -10,6 +11,7 @@ the thesis's sum to one); methods outside of the thesis have their authors' defa
 from typing import Any, NamedTuple
 
 from imbal_jax.errors import InputError, choose, not_found
+from imbal_jax.robust_recipes import SMALL_WRAPPERS, WRAPPERS
 
 METHODS = (
     "baseline",
@@ -25,6 +27,8 @@ METHODS = (
     "vector_scaling",
     "class_dependent_temperatures",
 )
+# Short names of corrections.
+_SHORT = {"ce": "baseline", "cb": "class_balanced", "la": "logit_adjustment", "vs": "vector_scaling"}
 # Second-order directions of the thesis (3.5), beside the plain gradient.
 DIRECTIONS = ("ef", "ief", "gdn", "ekfac")
 # What a direction is combined with (thesis 4.1.5): correction and sampler.
@@ -41,6 +45,7 @@ SMALL_NETWORKS: dict[str, tuple[dict[str, Any], float, float]] = {
     "ief": ({"name": "improved_empirical_fisher", "damping": 0.01, "statistics": "running"}, 60.0, 0.0),
     "gdn": ({"name": "gdn", "damping": 3.0}, 3.0, 0.0),
     "ekfac": ({"name": "ekfac", "damping": 0.001}, 0.05, 0.0),
+    **SMALL_WRAPPERS,
 }
 DIRECTED_METHODS = tuple(f"{direction}_{variant}" for direction in DIRECTIONS for variant in _VARIANTS)
 # The directions of the thesis's speech runs. It gives no damping: these are the builders' defaults.
@@ -61,7 +66,7 @@ STEPPED_SAM = {"name": "sharpness_aware", "rho": 0.05, "boundaries": (5.0, 160.0
 class Method(NamedTuple):
     """The parts that a method's name stands for."""
 
-    direction: str  # "gradient" or one of DIRECTIONS
+    direction: str  # "gradient", one of DIRECTIONS or one of WRAPPERS
     correction: str  # one of METHODS
     sampler: str  # of `imbal_jax.builders`
 
@@ -72,16 +77,15 @@ def parse_method(name: str) -> Method:
     Raises:
       InputError: there is no such method; the nearest are named.
     """
-    direction, _, rest = name.partition("_")
-    if direction not in DIRECTIONS:
-        direction, rest = "gradient", name
-    elif not rest:
-        rest = "raw"
+    named = (each for each in (*DIRECTIONS, *WRAPPERS) if f"{name}_".startswith(f"{each}_"))
+    direction = next(named, "gradient")
+    rest = name if direction == "gradient" else name[len(direction) + 1 :] or "raw"
     if direction != "gradient" and rest in _VARIANTS:
         return Method(direction, *_VARIANTS[rest])
-    if rest not in METHODS:
-        raise InputError(f"method: {not_found(name, (*METHODS, *DIRECTIONS, *DIRECTED_METHODS))}")
-    return Method(direction, rest, "uniform")
+    if rest not in METHODS and rest not in _SHORT:
+        valid = (*METHODS, *_SHORT, *DIRECTIONS, *DIRECTED_METHODS, *WRAPPERS)
+        raise InputError(f"method: {not_found(name, valid)}")
+    return Method(direction, _SHORT.get(rest, rest), "uniform")
 
 
 def parse_speech_method(name: str) -> Method:
@@ -94,12 +98,13 @@ def parse_speech_method(name: str) -> Method:
     """
     if name == "sampler":
         return Method("gradient", *_VARIANTS["sampler"])
-    if name.partition("_")[0] in set(DIRECTIONS) - set(_SPEECH_DIRECTIONS):
-        raise InputError(f"method: no settings of {name!r} for speech (valid: {', '.join(SPEECH_METHODS)})")
     try:
-        return parse_method(name)
+        method = parse_method(name)
     except InputError as error:
         raise InputError(f"method: {not_found(name, dict.fromkeys((*SPEECH_METHODS, *METHODS)))}") from error
+    if method.direction not in ("gradient", *_SPEECH_DIRECTIONS):
+        raise InputError(f"method: no settings of {name!r} for speech (valid: {', '.join(SPEECH_METHODS)})")
+    return method
 
 
 def speech_steps(method: Method, learning_rate: float, *, switch_factor: float = 1.0) -> dict[str, Any]:
@@ -134,11 +139,11 @@ def speech_steps(method: Method, learning_rate: float, *, switch_factor: float =
 
 
 def schedule(method: Method, learning_rate: float, *, at: float = 0.5, factor: float = 0.5) -> dict[str, Any]:
-    """The config section of a learning rate that is constant but for directions under deferred weights.
+    """The config section of a learning rate that is constant but for second-order directions under deferred weights.
 
     There it changes by a factor at the switch: thesis Table B.7 has 10 -> 5 for iEF DRW and GDN DRW.
     """
-    if method.direction != "gradient" and method.correction == "drw":
+    if method.direction in DIRECTIONS and method.correction == "drw":
         return {"name": "switch", "learning_rate": learning_rate, "at": at, "factor": factor}
     return {"name": "constant", "learning_rate": learning_rate}
 

@@ -274,7 +274,7 @@ def _noise_report(config: ConfigDict, counts: ClassCounts) -> dict[str, Any]:
 def _source_facts(config: ConfigDict) -> tuple[np.ndarray, bool, Any]:
     """Training examples per class, whether there is a validation set, and what an example of a source is like."""
     known = known_dataset(config.data.get("dataset", ""))
-    if known is not None:
+    if known is not None and config.data.name != "tfds_pictures":  # which makes images of a size of its own
         return _grouped_counts(config, known.class_names, known.train_counts), False, tuple(known.image_shape)
     source = build.build_source(config)
     if isinstance(source, SpeechSource):  # its tables are enough

@@ -9,15 +9,20 @@ from imbal_jax.config import load_config
 from imbal_jax.errors import InputError
 from imbal_jax.recipes import DIRECTIONS, METHODS, SPEECH_METHODS, parse_speech_method
 from imbal_jax.resolve import resolve
+from imbal_jax.robust_recipes import SADDLE_ROWS
 from imbal_jax.training.programs import compile_programs
 from imbal_jax.training.step import read_metrics
 from tests.conftest import ROOT
 from tests.recordings import write_corpus, write_hubert
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-SHAPES = {"digits": (8, 8, 1), "arrays": (8, 8, 3), "cifar10_vgg11": (32, 32, 3), "cifar10_resnet32": (32, 32, 3)}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "arrays": (8, 8, 3),
+    **dict.fromkeys(("cifar10_vgg11", "cifar10_resnet32", "saddle_cifar"), (32, 32, 3)),
+}
 SPEECH = ("crema_d", "msp_podcast", "speech", "speech_hubert")
-# tests/test_large_configs.py, tests/test_configs_lct.py, tests/test_configs_absgd.py
+# tests/test_configs_large.py, tests/test_configs_lct.py, tests/test_configs_absgd.py
 ELSEWHERE = ("imagenet_lt", "inaturalist2018", "places_lt", "clothing1m", "lct", "absgd_cifar", "absgd_noise")
 
 
@@ -88,6 +93,19 @@ def test_every_method_takes_two_steps(method, fake_images):
 
 @pytest.mark.parametrize("method", ["ef_irw", "ief_ldam_drw", "gdn_sampler", "ekfac_drw"])
 def test_directions_combine_with_corrections_and_samplers(method, fake_images):
+    overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.batch_size": "16"}
+    assert np.isfinite(two_steps(f"arrays.py:{method}", fake_images((4, 4, 1)), **overrides)).all()
+
+
+# Rows of both long tails, and of both step imbalances, differ in their data and in rho alone.
+@pytest.mark.parametrize("row", [row for row in SADDLE_ROWS if row.startswith(("cifar10_lt/", "cifar100_step/"))])
+def test_every_row_of_saddle_tables_takes_two_steps(row, fake_images):
+    overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.epochs": "200"}
+    assert np.isfinite(two_steps(f"saddle_cifar.py:{row}", fake_images((4, 4, 1)), **overrides)).all()
+
+
+@pytest.mark.parametrize("method", ["asam_drw", "lpf_sgd", "absgd_cb", "eg_ldam", "pgd_sampler", "absgd_vs"])
+def test_wrappers_combine_with_corrections_and_samplers(method, fake_images):
     overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.batch_size": "16"}
     assert np.isfinite(two_steps(f"arrays.py:{method}", fake_images((4, 4, 1)), **overrides)).all()
 

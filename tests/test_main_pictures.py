@@ -107,6 +107,11 @@ def test_describe_needs_no_pictures_decoded(source, capsys, monkeypatch):
     assert told["num_trainable"] == 2048 * 512 + 9 * 512**2 + 512 * 2048 + 2 * (512 + 512 + 2048) + 2049 * 3
 
 
+def test_describe_does_not_take_the_published_size_for_that_of_the_view(tmp_path, capsys):
+    data = ["--config.data.name=tfds_pictures", "--config.data.dataset=cifar10", f"--config.data.path={tmp_path}"]
+    assert "expected 'cifar10' prepared" in one_line_error(capsys, [CONFIG, *data, "--task=describe"])
+
+
 def test_check_finds_nothing_wrong(source, capsys):
     assert run([CONFIG, *source, *SMALL[:2], "--task=check"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -47,6 +47,8 @@ def test_one_line_per_method(capsys, tmp_path):
         # Random labels, a model that does not move.
         assert 0.5 * math.log(10) < record["cross_entropy"] < 2 * math.log(10)
         assert (record["period"] is not None) == (record["method"] in PERIODIC)
+        assert ("compared_ratio" in record) == record["method"].startswith("lpf_sgd")
+        assert record.get("compared", "sgd_x8") == "sgd_x8"
     sgd, adamw = records[:2]
     assert (sgd["time_ratio"], sgd["time_ratio_range"], sgd["temp_memory_ratio"]) == (1, [1, 1], 1)
     # Two moments for every parameter, and the count of the steps.
@@ -100,6 +102,21 @@ def test_ratios_are_taken_within_rounds_and_amortised():
     assert late["time_ratio"] == pytest.approx(3 + 3.0 / 1.5)
     without = step_cost.costs(fake_case({0: 3.0, 1: 6.0}, period=10), sgd, False)
     assert (without["time_ratio"], without["refresh_seconds"], without["amortised"]) == (3, None, False)
+
+
+def test_small_steps_count_as_one():
+    case = step_cost.Case(step_cost.training_of("mlp", 8, step_cost.METHODS["sgd_x8"]))
+    case.start(seconds=1.0, repeats=1, with_refresh=False)
+    before = int(case.state.step)
+    case.take(2)
+    assert int(case.state.step) - before == 16
+    assert case.training.inputs[0].images.shape[0] == 1
+    with pytest.raises(InputError, match=r"^batch: sgd_x8 needs a multiple of 8, got 12$"):
+        step_cost.training_of("mlp", 12, step_cost.METHODS["sgd_x8"])
+
+
+def test_a_comparison_is_within_rounds():
+    assert step_cost.ratio(fake_case({0: 3.0, 1: 4.0}), fake_case({0: 1.0, 1: 2.0, 2: 9.0})) == 2.5
 
 
 def test_methods_take_turns_until_their_time_is_up(monkeypatch):

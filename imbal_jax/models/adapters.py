@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from imbal_jax.errors import InputError
-from imbal_jax.models.hubert_layers import HubertConfig
+from imbal_jax.models.hubert_config import HubertConfig
 from imbal_jax.models.hubert_weights import check_names, check_values, read_tensors, stored_name
 from imbal_jax.models.lora import ATTENTION_TARGETS, TARGETS, LoraSpec
 from imbal_jax.types import Params

@@ -1,6 +1,6 @@
 """HuBERT with LoRA and a classification head (Hsu et al. 2021; Hu et al. 2022)."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,152 +8,22 @@ from flax import linen as nn
 
 from imbal_jax.errors import InputError
 from imbal_jax.models.heads import check_size
-from imbal_jax.models.hubert_layers import (
-    HUBERT_BASE,
-    PADDINGS,
-    Blueprint,
-    FeatureExtractor,
-    FeatureProjection,
+from imbal_jax.models.hubert_config import HUBERT_BASE, HubertConfig, least_samples
+from imbal_jax.models.hubert_encoder import Encoder, HiddenStates
+from imbal_jax.models.hubert_inputs import (
+    EncoderInput,
     Features,
-    HubertConfig,
-    Padding,
     check_inputs,
     frame_mask,
-    least_samples,
     masked_mean,
     span_mask,
 )
+from imbal_jax.models.hubert_layers import PADDINGS, Blueprint, FeatureExtractor, FeatureProjection, Padding
 from imbal_jax.models.initialisers import bias_uniform, fan_in_uniform
 from imbal_jax.models.lora import LoraSpec, check_layers
 from imbal_jax.types import Array, Params, PyTree, Waveforms
 
-
-class HiddenStates(NamedTuple):
-    """What a HuBERT makes of clips."""
-
-    layers: tuple[Array, ...]  # [batch, frames, hidden_size] the input of the first layer, and every layer's output
-    last: Array  # the last of them, normalised where the layers normalise first
-    mask: Array | None  # [batch, frames] which frames belong to the clips; None for all
-
-
-class PositionalConvolution(nn.Module):
-    """Tells frames where they are: a wide grouped convolution, and GELU."""
-
-    blueprint: Blueprint
-
-    @nn.compact
-    def __call__(self, hidden: Array) -> Array:
-        """Maps [batch, frames, hidden_size] to the same shape."""
-        config = self.blueprint.config
-        kernel = config.num_conv_pos_embeddings
-        # An even kernel looks one frame further back than ahead.
-        padding = [(kernel // 2, kernel // 2 - (kernel + 1) % 2)]
-        convolution = self.blueprint.conv(
-            config.hidden_size,
-            kernel,
-            "conv",
-            padding=padding,
-            feature_group_count=config.num_conv_pos_embedding_groups,
-        )
-        return nn.gelu(convolution(hidden), approximate=False)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, Eq. 1)."""
-
-    blueprint: Blueprint
-    layer: int
-
-    @nn.compact
-    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> Array:
-        """Maps [batch, frames, hidden_size] to the same shape; frames outside of the mask are not attended to."""
-        config = self.blueprint.config
-
-        def project(target: str, inputs: Array) -> Array:
-            return self.blueprint.adapted(target, self.layer, config.hidden_size, inputs, train)
-
-        heads = (*hidden.shape[:-1], config.num_attention_heads, -1)
-        query, key, value = (project(name, hidden).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-        if mask is not None:
-            # Finite, so that a clip without frames does not become NaN.
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(wide).min)
-        weights = nn.softmax(scores).astype(value.dtype)
-        weights = nn.Dropout(config.attention_dropout, deterministic=not train)(weights)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return project("out_proj", mixed.reshape(hidden.shape))
-
-
-class FeedForward(nn.Module):
-    """Two dense layers with GELU between them, frame by frame."""
-
-    blueprint: Blueprint
-    layer: int
-
-    @nn.compact
-    def __call__(self, hidden: Array, train: bool) -> Array:
-        """Maps [batch, frames, hidden_size] to the same shape."""
-        config, adapted = self.blueprint.config, self.blueprint.adapted
-        inner = adapted("intermediate_dense", self.layer, config.intermediate_size, hidden, train)
-        inner = nn.gelu(inner, approximate=False)
-        inner = nn.Dropout(config.activation_dropout, deterministic=not train)(inner)
-        outer = adapted("output_dense", self.layer, config.hidden_size, inner, train)
-        return nn.Dropout(config.hidden_dropout, deterministic=not train)(outer)
-
-
-class EncoderLayer(nn.Module):
-    """A transformer layer: attention and a feed-forward network, each with a residual and a norm."""
-
-    blueprint: Blueprint
-    layer: int
-
-    @nn.compact
-    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> Array:
-        """Maps [batch, frames, hidden_size] to the same shape."""
-        blueprint = self.blueprint
-        attention = Attention(blueprint, self.layer, name="attention")
-        feed_forward = FeedForward(blueprint, self.layer, name="feed_forward")
-        norm, final_norm = blueprint.layer_norm("layer_norm"), blueprint.layer_norm("final_layer_norm")
-        dropout = nn.Dropout(blueprint.config.hidden_dropout, deterministic=not train)
-        if blueprint.config.do_stable_layer_norm:
-            hidden = hidden + dropout(attention(norm(hidden), mask, train))
-            return hidden + feed_forward(final_norm(hidden), train)
-        hidden = norm(hidden + dropout(attention(hidden, mask, train)))
-        return final_norm(hidden + feed_forward(hidden, train))
-
-
-class Encoder(nn.Module):
-    """The transformer, with what comes before its layers."""
-
-    blueprint: Blueprint
-
-    @nn.compact
-    def __call__(self, hidden: Array, mask: Array | None, train: bool) -> HiddenStates:
-        """Encodes [batch, frames, hidden_size]."""
-        config = self.blueprint.config
-        if mask is not None:
-            hidden = jnp.where(mask[..., None], hidden, 0)
-        hidden = hidden + PositionalConvolution(self.blueprint, name="pos_conv_embed")(hidden)
-        norm = self.blueprint.layer_norm("layer_norm")
-        if not config.do_stable_layer_norm:
-            hidden = norm(hidden)
-        states = [nn.Dropout(config.hidden_dropout, deterministic=not train)(hidden)]
-        kept = self._kept_layers() if train and config.layerdrop > 0 else None
-        for i in range(config.num_hidden_layers):
-            after = EncoderLayer(self.blueprint, i, name=f"layers_{i}")(states[-1], mask, train)
-            states.append(after if kept is None else jnp.where(kept[i], after, states[-1]))
-        last = norm(states[-1]) if config.do_stable_layer_norm else states[-1]
-        return HiddenStates(tuple(states), last, mask)
-
-    def _kept_layers(self) -> Array:
-        """One draw for every layer, bool [layers]; alike for all clips only if its key is."""
-        if not self.has_rng("layerdrop"):
-            raise InputError(
-                "layerdrop: expected the random stream 'layerdrop', one key for all clips of a step, got none"
-            )
-        config = self.blueprint.config
-        return jax.random.uniform(self.make_rng("layerdrop"), (config.num_hidden_layers,)) >= config.layerdrop
+Inputs = Waveforms | Features | EncoderInput
 
 
 class Hubert(nn.Module):
@@ -161,23 +31,48 @@ class Hubert(nn.Module):
 
     blueprint: Blueprint
 
-    @nn.compact
-    def __call__(self, inputs: Waveforms | Features, train: bool, masked_frames: Array | None = None) -> HiddenStates:
+    def setup(self) -> None:
+        """Has the transformer at hand for what comes before its layers and for these."""
+        self.encoder = Encoder(self.blueprint)
+
+    def __call__(self, inputs: Inputs, train: bool, masked_frames: Array | None = None) -> HiddenStates:
         """Encodes clips.
 
         Args:
-          inputs: clips, or what the convolutions made of them.
+          inputs: clips, or what the first modules made of them.
           train: whether there is noise.
           masked_frames: bool [batch, frames], for SpecAugment to mask instead of drawing them.
         """
+        check_inputs(self.blueprint.config, inputs)
+        if not isinstance(inputs, EncoderInput):
+            inputs = self.embed(inputs, train, masked_frames)
+        elif masked_frames is not None or self._has_early_noise(train):
+            raise InputError(
+                "inputs: expected Waveforms or Features, as SpecAugment or feat_proj_dropout comes before EncoderInput"
+            )
+        frames = inputs.frames
+        if self.blueprint.dtype is not None:  # a cache may keep another one
+            frames = frames.astype(self.blueprint.dtype)
+        return self.encoder(frames, self._mask(inputs.lengths, frames.shape[1]), train)
+
+    @nn.compact
+    def embed(self, inputs: Waveforms | Features, train: bool, masked_frames: Array | None = None) -> EncoderInput:
+        """What the transformer's layers receive; arguments as of a call."""
         check_inputs(self.blueprint.config, inputs)
         if isinstance(inputs, Waveforms):
             inputs = FeatureExtractor(self.blueprint, name="feature_extractor")(inputs)
         frames, lengths = inputs
         hidden = FeatureProjection(self.blueprint, name="feature_projection")(frames, train)
         hidden = self._augment(hidden, lengths, train, masked_frames)
-        mask = None if self.blueprint.padding == "hf_nomask" else frame_mask(lengths, frames.shape[1])
-        return Encoder(self.blueprint, name="encoder")(hidden, mask, train)
+        return EncoderInput(self.encoder.embed(hidden, self._mask(lengths, frames.shape[1])), lengths)
+
+    def _mask(self, lengths: Array, frames: int) -> Array | None:
+        """Which frames belong to the clips; None for all."""
+        return None if self.blueprint.padding == "hf_nomask" else frame_mask(lengths, frames)
+
+    def _has_early_noise(self, train: bool) -> bool:
+        """Whether there is noise before the positional convolution."""
+        return train and self.blueprint.config.has_early_noise
 
     def _augment(self, hidden: Array, lengths: Array, train: bool, masked_frames: Array | None) -> Array:
         """SpecAugment: masked frames become a vector of their own, masked channels zero."""
@@ -241,7 +136,7 @@ class HubertClassifier(nn.Module):
         """A layer of the head, in PyTorch's default initialisation."""
         return nn.Dense(outputs, use_bias=self.head_bias, kernel_init=fan_in_uniform(), bias_init=bias_uniform(inputs))
 
-    def __call__(self, inputs: Waveforms | Features, train: bool) -> tuple[Array, Array]:
+    def __call__(self, inputs: Inputs, train: bool) -> tuple[Array, Array]:
         """Maps clips to logits [batch, num_classes] and features [batch, projection]."""
         return self.head(self.hubert(inputs, train))
 
@@ -255,11 +150,13 @@ class HubertClassifier(nn.Module):
         features = self.projector(pooled)
         return self.classifier(features), features
 
-    def hidden_states(
-        self, inputs: Waveforms | Features, train: bool = False, masked_frames: Array | None = None
-    ) -> HiddenStates:
+    def hidden_states(self, inputs: Inputs, train: bool = False, masked_frames: Array | None = None) -> HiddenStates:
         """What the head receives, by `apply(..., method="hidden_states")`; arguments as of `Hubert`."""
         return self.hubert(inputs, train, masked_frames)
+
+    def encoder_input(self, inputs: Waveforms | Features) -> EncoderInput:
+        """What the transformer's layers receive without noise, by `apply(..., method="encoder_input")`, to keep it."""
+        return self.hubert.embed(inputs, train=False)
 
 
 def hubert(
@@ -297,10 +194,10 @@ def hubert(
         that of inputs and weights.
 
     Returns:
-      A module applied as `apply({"params": ..., "frozen": ...}, inputs, train=...)` to `Waveforms`, or to the
-      `Features` of `encode`, that returns (logits [batch, num_classes], features [batch, projection]). In training it
-      draws from the rngs "dropout", "specaugment" ("dropout" where it is missing) and "layerdrop", one key for all
-      clips of a step.
+      A module applied as `apply({"params": ..., "frozen": ...}, inputs, train=...)` to `Waveforms`, to the `Features`
+      of `encode`, or to the `EncoderInput` of its method `encoder_input` where no noise comes before that. It returns
+      (logits [batch, num_classes], features [batch, projection]). In training it draws from the rngs "dropout",
+      "specaugment" ("dropout" where it is missing) and "layerdrop", one key for all clips of a step.
 
     Raises:
       InputError: an argument is out of its range; when applied, the inputs are no clips.

@@ -15,15 +15,15 @@ from flax import linen as nn
 from imbal_jax.errors import InputError, not_found
 from imbal_jax.models import hubert as core
 from imbal_jax.models.adapters import read_adapter
-from imbal_jax.models.hubert_layers import (
+from imbal_jax.models.hubert_config import (
     HUBERT_BASE,
     HUBERT_TINY,
-    Features,
     HubertConfig,
     deterministic,
     frame_lengths,
     hf_train,
 )
+from imbal_jax.models.hubert_inputs import EncoderInput, Features
 from imbal_jax.models.hubert_weights import load_hubert, read_hubert_config
 from imbal_jax.models.lora import LoraSpec
 from imbal_jax.types import PyTree, Waveforms
@@ -32,20 +32,25 @@ SIZES = {"base": HUBERT_BASE, "tiny": HUBERT_TINY}
 NOISES = {"deterministic": deterministic, "hf_train": hf_train, "config": lambda config: config}
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 CACHES = ("none", "memory", "disk")
+CACHE_STAGES = ("convolutions", "encoder_input")
 CACHE_DTYPES = ("float32", "float16")
-# What the convolutions depend on beside their weights.
+# What a stage depends on beside its weights.
 _CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm")
+_EMBEDDING = (
+    *("feat_proj_layer_norm", "hidden_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
+    *("layer_norm_eps", "do_stable_layer_norm"),
+)
 
 _log = logging.getLogger(__name__)
 
 
 class FrozenEncoder(NamedTuple):
-    """The convolutions of a HuBERT on clips, and how their output is to be kept."""
+    """The first modules of a HuBERT on clips, and how their output is to be kept."""
 
-    encode: Callable[[Waveforms], Features]
+    encode: Callable[[Waveforms], Features | EncoderInput]
     count: Callable[[Any], Any]  # how many frames clips of so many samples have
     channels: int
-    inputs: Callable[[Any, Any], Features]  # from padded frames and their numbers to a model's inputs
+    inputs: Callable[[Any, Any], Features | EncoderInput]  # from padded frames and their numbers to a model's inputs
     identity: str  # a hash of everything that the frames depend on beside the clips
     dtype: np.dtype  # that they are kept in
     folder: str  # that they are kept in; empty for memory
@@ -71,14 +76,16 @@ def hubert(
     dtype: str = "float32",
     weights_seed: int = 0,
     cache: str = "none",
+    cache_stage: str = "convolutions",
     cache_dir: str = "",
     cache_dtype: str = "float32",
 ) -> nn.Module:
     """HuBERT with LoRA and a head, the thesis's setting by default; see `imbal_jax.models.hubert.hubert`.
 
     What the frozen convolutions make of a clip can be cached: nothing before it is random, so a run is the same up to
-    rounding, and a step takes about 17 % less time. A second of speech takes 102 kB in float32, half of that in
-    float16. Later outputs are not offered: SpecAugment and dropout would have to be off.
+    rounding, and a step takes about a sixth less time. So can what the transformer's layers receive, if neither
+    SpecAugment nor dropout comes before it, which saves a little more. A second of speech takes 102 kB in float32, or
+    154 kB as the transformer's input; half of that in float16.
 
     Args:
       num_classes: the number of logits.
@@ -102,8 +109,10 @@ def hubert(
       frozen: False trains the whole network, from the weights of `path`.
       dtype: of the computation, "float32" or "bfloat16".
       weights_seed: of random weights.
-      cache: keep the convolutions' output of every clip in "memory" or on "disk", or "none". Needs frozen weights, and
-        the padding "exact": under the others a clip's frames depend on the length that its batch is padded to.
+      cache: keep what the first modules make of every clip in "memory" or on "disk", or "none". Needs frozen weights,
+        and the padding "exact": under the others a clip's frames depend on the length that its batch is padded to.
+      cache_stage: "convolutions" keeps their output, "encoder_input" what comes after projection, positional
+        convolution and norm. The latter needs a noise without SpecAugment and feat_proj_dropout.
       cache_dir: the folder for "disk". What it holds counts only for the same weights, clips and options. Files there
         whose name holds ".partial" are left by runs that were killed, and are never read.
       cache_dtype: "float32", or "float16" for half the size and about three decimal digits.
@@ -112,11 +121,17 @@ def hubert(
       InputError: an option is out of range, or the config.json is damaged or of another architecture.
     """
     del weights_seed, adapter  # of `frozen_weights` and `pretrained`
-    _check_cache(cache, cache_dir, cache_dtype, frozen, padding)
+    _check_cache(cache, cache_stage, cache_dir, cache_dtype, frozen, padding)
     for name, value, valid in (("size", size, SIZES), ("noise", noise, NOISES), ("dtype", dtype, DTYPES)):
         if value not in valid:
             raise InputError(f"model.{name}: {not_found(value, valid)}")
     config = NOISES[noise](_architecture(path, size))
+    if cache != "none" and cache_stage == "encoder_input" and config.has_early_noise:
+        raise InputError(
+            f"model.cache_stage: 'encoder_input' needs a noise without SpecAugment and feat_proj_dropout, such as"
+            f" model.noise='deterministic', got {noise!r}, which changes it from step to step; 'convolutions' comes"
+            " before all noise"
+        )
     lora = None
     if lora_rank:
         layers = tuple(lora_layers) or None
@@ -202,7 +217,14 @@ def _merged(first: PyTree, second: PyTree) -> PyTree:
 
 
 def frozen_encoder(
-    model: Any, constants: PyTree | None, *, cache: str, cache_dir: str, cache_dtype: str, **options: Any
+    model: Any,
+    constants: PyTree | None,
+    *,
+    cache: str,
+    cache_stage: str,
+    cache_dir: str,
+    cache_dtype: str,
+    **options: Any,
 ) -> FrozenEncoder | None:
     """What makes the frames that are to be cached; None where nothing is.
 
@@ -210,6 +232,7 @@ def frozen_encoder(
       model: of `hubert`.
       constants: of `frozen_weights`.
       cache: as of `hubert`, which has checked it.
+      cache_stage: as of `hubert`.
       cache_dir: as of `hubert`.
       cache_dtype: as of `hubert`.
       **options: the others of `hubert`, which the model has.
@@ -218,26 +241,39 @@ def frozen_encoder(
     if cache == "none" or constants is None:
         return None
     config, dtype = model.blueprint.config, model.blueprint.dtype
-    weights = {"hubert": {"feature_extractor": constants["frozen"]["hubert"]["feature_extractor"]}}
+    at_encoder = cache_stage == "encoder_input"
+    weights = _first_weights(constants["frozen"]["hubert"], at_encoder)
 
     @jax.jit
-    def encode(weights: PyTree, clips: Waveforms) -> Features:
+    def encode(weights: PyTree, clips: Waveforms) -> Features | EncoderInput:
+        if at_encoder:
+            return model.apply({"frozen": weights}, clips, method="encoder_input")
         return core.encode(config, weights, clips, padding="exact", dtype=dtype)
 
+    facts = [cache_stage] + [getattr(config, name) for name in _CONVOLUTIONS + (_EMBEDDING if at_encoder else ())]
     return FrozenEncoder(
         encode=lambda clips: encode(weights, clips),
         count=lambda samples: frame_lengths(config, samples),
-        channels=config.conv_dim[-1],
-        inputs=Features,
-        identity=_identity(weights, config, dtype),
+        channels=config.hidden_size if at_encoder else config.conv_dim[-1],
+        inputs=EncoderInput if at_encoder else Features,
+        identity=_identity(weights, [*facts, np.dtype(dtype or np.float32).name]),
         dtype=np.dtype(cache_dtype),
         folder=cache_dir if cache == "disk" else "",
     )
 
 
-def _identity(weights: PyTree, config: HubertConfig, dtype: Any) -> str:
-    """A hash of weights, architecture and type of the computation."""
-    facts = [getattr(config, name) for name in _CONVOLUTIONS] + [np.dtype(dtype or np.float32).name]
+def _first_weights(hubert: PyTree, at_encoder: bool) -> PyTree:
+    """The weights of the modules before what is cached."""
+    names = ["feature_extractor"] + (["feature_projection", "masked_spec_embed"] if at_encoder else [])
+    weights = {name: hubert[name] for name in names if name in hubert}
+    if at_encoder:
+        encoder = hubert["encoder"]
+        weights["encoder"] = {name: encoder[name] for name in ("pos_conv_embed", "layer_norm")}
+    return {"hubert": weights}
+
+
+def _identity(weights: PyTree, facts: list[Any]) -> str:
+    """A hash of weights, and of what is done with them."""
     found = hashlib.blake2b(repr(facts).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         found.update(jax.tree_util.keystr(path).encode())
@@ -245,9 +281,14 @@ def _identity(weights: PyTree, config: HubertConfig, dtype: Any) -> str:
     return found.hexdigest()
 
 
-def _check_cache(cache: str, cache_dir: str, cache_dtype: str, frozen: bool, padding: str) -> None:
+def _check_cache(cache: str, cache_stage: str, cache_dir: str, cache_dtype: str, frozen: bool, padding: str) -> None:
     """Refuses a cache that cannot be kept, or that would not hold what the model computes."""
-    for name, value, valid in (("cache", cache, CACHES), ("cache_dtype", cache_dtype, CACHE_DTYPES)):
+    choices = (
+        ("cache", cache, CACHES),
+        ("cache_stage", cache_stage, CACHE_STAGES),
+        ("cache_dtype", cache_dtype, CACHE_DTYPES),
+    )
+    for name, value, valid in choices:
         if value not in valid:
             raise InputError(f"model.{name}: {not_found(value, valid)}")
     if cache == "none":

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from imbal_jax.errors import InputError
 from imbal_jax.models.hubert import hubert, random_frozen
-from imbal_jax.models.hubert_layers import HubertConfig
+from imbal_jax.models.hubert_config import HubertConfig
 from imbal_jax.types import Array, PyTree
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"

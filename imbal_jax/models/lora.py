@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from imbal_jax.errors import InputError, not_found
+from imbal_jax.models.activations import normalise_channels
 from imbal_jax.models.heads import check_size
 from imbal_jax.models.initialisers import fan_in_uniform
 from imbal_jax.types import Array
@@ -108,8 +110,25 @@ class FrozenConv(FrozenWeights, nn.Conv):
     """`flax.linen.Conv` whose weights are in the collection "frozen"."""
 
 
-class FrozenLayerNorm(FrozenWeights, nn.LayerNorm):
-    """`flax.linen.LayerNorm` whose weights are in the collection "frozen"."""
+class FrozenLayerNorm(nn.Module):
+    """`flax.linen.LayerNorm(use_fast_variance=False)` whose weights are in the collection "frozen".
+
+    Attributes:
+      epsilon: added to the variance; the default is Flax's.
+      dtype: of the result; by default that of inputs and weights.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Normalises [..., channels] over the channels, with statistics in float32 or wider."""
+        scale = frozen_param(self, "scale", nn.initializers.ones, inputs.shape[-1:])
+        bias = frozen_param(self, "bias", nn.initializers.zeros, inputs.shape[-1:])
+        wide = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+        result = normalise_channels(wide, self.epsilon) * scale + bias
+        return result.astype(self.dtype or jnp.result_type(inputs, scale, bias))
 
 
 class LoraDense(nn.Module):

@@ -129,9 +129,9 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
     step, size = make_step(*parts), experiment.evaluation.batch_size
     buckets = data.train.images.buckets(experiment.training.batch_size) if streamed else ()
 
-    def make_over_batches(batch_function: Callable) -> Callable:
+    def make_over_batches(batch_function: Callable, *, additive: bool = False) -> Callable:
         if streamed:
-            return with_constants(make_stream_evaluate(batch_function))
+            return with_constants(make_stream_evaluate(batch_function, additive=additive))
         return with_constants(make_evaluate(batch_function, stacked=stacked))
 
     train_data = DeviceData(None, np.zeros(0, np.int32), constants)  # batches come from the host
@@ -157,10 +157,10 @@ def compile_programs(experiment: Experiment, *, stacked: bool) -> Programs:
         initial=lambda seeds: initial(seeds_array(seeds), experiment.pretrained),
         draw=jax.jit(over_seeds(draw, (0, None)), out_shardings=shared),
         drive=drive or make_driver(step, experiment.training.driver, stacked=stacked),
-        evaluate=make_over_batches(batch_sums),
+        evaluate=make_over_batches(batch_sums, additive=len(data.class_names) > 2),  # with two there are scores
         evaluate_at=None if sums_at is None else make_over_batches(sums_at),
         probabilities=with_constants(make_probabilities(experiment.model, correction, normalise)),
-        class_gradients=make_over_batches(gradients),
+        class_gradients=make_over_batches(gradients, additive=True),
         example_factors=factors,
         step_effects=over_first_batches(effects, batches, stacked=stacked, load=load),
         class_extremes=extremes,

@@ -122,24 +122,25 @@ def batch_loader(split: Split, buckets: tuple[int, ...], sharding: Sharding) -> 
     return load
 
 
-def make_stream_evaluate(batch_function: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The function (params, model_state, progress, `HostSplit`) -> trees of sums whose sum is that over the split.
-
-    Those of the last few batches are left on the device, all others are added up in host memory, in float64: the
-    confusion matrix of thousands of classes takes up more than the batch.
+def make_stream_evaluate(batch_function: Callable[..., Any], *, additive: bool = False) -> Callable[..., list[Any]]:
+    """The function (params, model_state, progress, `HostSplit`) -> results per batch, left on the device.
 
     Args:
-      batch_function: (params, model_state, progress, inputs, labels, counted) -> sums over one batch.
+      batch_function: (params, model_state, progress, inputs, labels, counted) -> result of one batch.
+      additive: the results are sums of which only the sum matters. All but the last few are then added up in host
+        memory, in float64: the confusion matrix of thousands of classes takes up more than its batch.
     """
     compiled = jax.jit(batch_function)
 
     def evaluate(params: Params, model_state: PyTree, progress: Any, split: HostSplit) -> list[Any]:
-        sums: list = []
+        results: list = []
         for batch in _batches(split):
-            sums.append(compiled(params, model_state, progress, *batch))
-            if len(sums) > _UNDER_WAY + 1:
-                sums[:2] = [jax.tree.map(_total, *jax.device_get(sums[:2]))]
-        return sums
+            results.append(compiled(params, model_state, progress, *batch))
+            if not additive:
+                _keep_few_under_way(results)
+            elif len(results) > _UNDER_WAY + 1:
+                results[:2] = [jax.tree.map(_total, *jax.device_get(results[:2]))]
+        return results
 
     return evaluate
 

@@ -160,7 +160,7 @@ def test_precisions_are_kept(name, dtype):
         condition = jnp.asarray(correction.conditional.default, jnp.float32)
         for member in (correction, correction.conditional.at(condition)):
             corrected = jax.eval_shape(member.correct, prediction, LABELS, np.float32(0.5))
-            assert {leaf.dtype for leaf in corrected} == {jnp.dtype(dtype)}
+            assert {leaf.dtype for leaf in jax.tree.leaves(corrected)} == {jnp.dtype(dtype)}
             assert member.infer(prediction.logits, 0.5) is prediction.logits
 
 

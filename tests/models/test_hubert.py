@@ -14,15 +14,15 @@ from imbal_jax.errors import InputError
 from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.models.adapters import read_adapter
 from imbal_jax.models.hubert import encode, hubert, initial_params, random_frozen
-from imbal_jax.models.hubert_layers import (
+from imbal_jax.models.hubert_config import (
     HUBERT_BASE,
     HUBERT_TINY,
-    Features,
     HubertConfig,
     deterministic,
     frame_lengths,
     least_samples,
 )
+from imbal_jax.models.hubert_inputs import EncoderInput, Features
 from imbal_jax.models.hubert_weights import load_hubert
 from imbal_jax.types import Waveforms
 
@@ -337,6 +337,34 @@ def test_low_precision_and_clips_without_frames():
         np.testing.assert_array_equal(features[1], 0)
 
 
+def test_low_precision_is_that_of_every_product_and_its_gradient_but_the_head_s():
+    model = hubert(3, config=deterministic(HUBERT_TINY), projection=5, dtype=jnp.bfloat16)
+    key, clip = jax.random.key(0), Waveforms(jnp.zeros((2, 3_200)), jnp.array([3_200, 2_000]))
+    params, frozen = (jax.eval_shape(functools.partial(make, model), key) for make in (initial_params, random_frozen))
+
+    def loss(params, frozen):
+        logits, _ = model.apply({"params": params, "frozen": frozen}, clip, train=True)
+        losses = cross_entropy_losses(logits, jnp.array([0, 1]))
+        assert logits.dtype == losses.dtype == jnp.float32
+        return jnp.mean(losses)
+
+    traced = jax.make_jaxpr(jax.grad(loss))(params, frozen)
+    assert {leaf.dtype for leaf in traced.out_avals} == {jnp.dtype(jnp.float32)}
+    products = [{str(dtype) for dtype in types} for types in products_in(traced.jaxpr)]
+    assert products.count({"bfloat16"}) >= 60
+    # The head's two layers: forwards, for their kernels and for their inputs.
+    assert len(products) - products.count({"bfloat16"}) == products.count({"float32"}) == 6
+
+
+def products_in(jaxpr):
+    """The types of the operands of all products and convolutions, also of those within calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield {operand.aval.dtype for operand in equation.invars}
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from products_in(inner)
+
+
 @pytest.mark.slow
 def test_the_full_size():
     model = hubert(6)
@@ -371,7 +399,7 @@ SAMPLES = np.zeros((2, 1000), np.float32)
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (SAMPLES, "inputs: expected Waveforms or Features, got ndarray"),
+        (SAMPLES, "inputs: expected Waveforms, Features or EncoderInput, got ndarray"),
         (Waveforms(SAMPLES[0], np.array([9])), r"samples: expected floating \[batch, length\] with at least 400"),
         (Waveforms(SAMPLES[:, :399], np.array([399, 399])), r"at least 400 samples, got float32 \(2, 399\)"),
         (Waveforms(SAMPLES.astype(np.int16), np.array([500, 500])), r"samples: expected floating .* got int16"),
@@ -382,6 +410,7 @@ SAMPLES = np.zeros((2, 1000), np.float32)
             "lengths: expected 400 to 1000 samples in every clip, got 0 in clip 1",
         ),
         (Waveforms(SAMPLES, np.array([1001, 400])), "lengths: expected 400 to 1000 samples in every clip, got 1001 in"),
+        (EncoderInput(SAMPLES, np.array([1, 1])), r"frames: expected floating \[batch, frames, channels\]"),
         (Features(SAMPLES, np.array([1, 1])), r"frames: expected floating \[batch, frames, channels\]"),
         (Features(SAMPLES[..., None], np.array([1, 0])), "lengths: expected 1 to 1000 frames in every clip, got 0"),
     ],

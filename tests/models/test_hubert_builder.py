@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from imbal_jax.errors import InputError
+from imbal_jax.losses import cross_entropy_losses
 from imbal_jax.models import hubert as core
 from imbal_jax.models.hubert_builder import frozen_encoder, frozen_weights, hubert
-from imbal_jax.models.hubert_layers import HUBERT_BASE, HUBERT_TINY, Features, deterministic, frame_lengths, hf_train
+from imbal_jax.models.hubert_config import HUBERT_BASE, HUBERT_TINY, deterministic, frame_lengths, hf_train
+from imbal_jax.models.hubert_inputs import EncoderInput, Features
 from imbal_jax.models.hubert_weights import load_hubert
 from imbal_jax.types import Waveforms
 from tests.recordings import write_hubert
@@ -119,6 +121,11 @@ def test_a_missing_folder_can_be_described_but_not_trained(tmp_path, caplog):
         ({"lora_targets": ("query",)}, r"targets: no 'query'"),
         ({"padding": "none"}, r"padding: expected one of exact, hf_mask, hf_nomask, got 'none'"),
         ({"cache": "ram"}, r"model\.cache: no 'ram' .*none, memory, disk"),
+        ({"cache_stage": "projection"}, r"model\.cache_stage: no 'projection' .*convolutions, encoder_input"),
+        (
+            {"cache": "memory", "cache_stage": "encoder_input", "noise": "hf_train"},
+            r"model\.cache_stage: 'encoder_input' needs a noise without SpecAugment .*got 'hf_train'",
+        ),
         ({"cache_dtype": "bfloat16"}, r"model\.cache_dtype: no 'bfloat16'"),
         ({"cache": "disk"}, r"model\.cache_dir: expected a folder for model\.cache='disk', got ''"),
         ({"cache": "memory", "frozen": False}, r"model\.cache: 'memory' needs model\.frozen=true"),
@@ -203,3 +210,68 @@ def test_where_frames_are_kept(folder, tmp_path):
     disk = built(path=str(folder), cache="disk", cache_dir=str(tmp_path), cache_dtype="float16")[2]
     assert (memory.folder, memory.dtype) == ("", np.float32)
     assert (disk.folder, disk.dtype) == (str(tmp_path), np.float16)
+
+
+def test_a_step_from_the_encoder_s_input_is_that_from_clips(folder):
+    model, weights, encoder = built(path=str(folder), cache="memory", cache_stage="encoder_input")
+    rng = np.random.default_rng(2)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), clips(), train=False)["params"])
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    frames, lengths = encoder.encode(clips())
+    assert encoder.inputs is EncoderInput and frames.shape[2] == encoder.channels == model.blueprint.config.hidden_size
+    assert lengths.tolist() == encoder.count(clips().lengths).tolist()
+    # As they are kept: what is behind a clip is lost.
+    padded = np.where(np.arange(frames.shape[1])[:, None] < np.asarray(lengths)[:, None, None], frames, 0)
+
+    @quick
+    def gradients(inputs):
+        def losses(params):
+            logits, _ = model.apply({"params": params, **weights}, inputs, train=True)
+            return cross_entropy_losses(logits, jnp.array([0, 2]))
+
+        return losses(params), jax.jacrev(losses)(params)
+
+    of_clips, of_frames = gradients(clips()), gradients(EncoderInput(padded, lengths))
+    for got, expected in zip(jax.tree.leaves(of_frames), jax.tree.leaves(of_clips), strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_each_clip_s_encoder_input_is_that_of_the_clip_alone(folder):
+    encoder = built(path=str(folder), cache="memory", cache_stage="encoder_input")[2]
+    samples, lengths = clips()
+    together, counts = encoder.encode(clips())
+    for clip, length in enumerate(lengths):
+        alone = encoder.encode(Waveforms(samples[clip : clip + 1, :length], lengths[clip : clip + 1])).frames
+        np.testing.assert_allclose(together[clip : clip + 1, : counts[clip]], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_after_the_encoder_s_input_does_not_matter(tmp_path):
+    folder = write_hubert(tmp_path / "late", hidden_dropout=0.25, layerdrop=0.5, apply_spec_augment=False)
+    options = {"path": str(folder), "noise": "config", "cache": "memory", "cache_stage": "encoder_input"}
+    model, weights, encoder = built(**options)
+    params = model.init(jax.random.key(0), clips(), train=False)["params"]
+    rngs = {"dropout": jax.random.key(1), "layerdrop": jax.random.key(2)}
+    heard = [
+        quick(lambda inputs: model.apply({"params": params, **weights}, inputs, train=True, rngs=rngs)[0])(inputs)
+        for inputs in (clips(), encoder.encode(clips()))
+    ]
+    np.testing.assert_allclose(heard[1], heard[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_s_input_is_refused_where_noise_comes_before_it(folder):
+    quiet, weights, encoder = built(path=str(folder), cache="memory", cache_stage="encoder_input")
+    inputs, noisy = encoder.encode(clips()), hubert(3, path=str(folder), noise="hf_train")
+    params = quiet.init(jax.random.key(0), clips(), train=False)["params"]
+    with pytest.raises(InputError, match="as SpecAugment or feat_proj_dropout comes before EncoderInput"):
+        noisy.apply({"params": params, **weights}, inputs, train=True, rngs={"dropout": jax.random.key(1)})
+
+
+def test_the_stage_and_its_weights_change_the_identity(folder):
+    options = {"cache": "memory", "path": str(folder)}
+    at_convolutions = built(**options)[2].identity
+    model, weights, encoder = built(**options, cache_stage="encoder_input")
+    norm = weights["frozen"]["hubert"]["encoder"]["layer_norm"]
+    norm["scale"] = norm["scale"].at[0].add(1e-3)
+    changed = frozen_encoder(model, weights, **(DEFAULTS | options | {"cache_stage": "encoder_input"})).identity
+    assert len({at_convolutions, encoder.identity, changed}) == 3

@@ -14,9 +14,9 @@ from imbal_jax.errors import CheckpointError, InputError
 from imbal_jax.evaluation.evaluate import read_sums
 from imbal_jax.resolve import resolve
 from imbal_jax.training.interruption import Interrupted
-from imbal_jax.training.loop import fit, split_metrics
+from imbal_jax.training.loop import Best, fit, split_metrics
 from imbal_jax.training.programs import compile_programs
-from imbal_jax.training.run import train
+from imbal_jax.training.run import all_test_metrics, train
 from imbal_jax.training.state import keys_of
 from imbal_jax.training.step import DeviceData, make_step, read_metrics
 from imbal_jax.training.step_effects import make_step_effects
@@ -143,6 +143,21 @@ def test_metrics_are_the_same_for_every_evaluation_batch(run):
         assert each.pop("cross_entropy") == pytest.approx(told[2]["cross_entropy"], rel=1e-5)
         assert each.pop("loss") == pytest.approx(told[2]["loss"], rel=1e-5)
         assert {name: str(value) for name, value in each.items()} == {name: str(told[2][name]) for name in each}
+
+
+def test_two_classes_have_the_scores_of_all_examples_whatever_the_batch(tmp_path):
+    lists = write_pictures(tmp_path, {"train": (6, 4), "val": (2, 2), "test": (6, 7)})
+    named = {"data.name": "image_list"} | {f"data.{name}": value for name, value in lists.items()}
+    experiment, told = experiment_of(named | OPTIONS), []
+    for size in (1, 500):
+        evaluation = experiment.evaluation._replace(batch_size=size)
+        programs = compile_programs(experiment._replace(evaluation=evaluation), stacked=False)
+        state = programs.initial((0,))
+        best = Best(0, None, {"params": state.params, "model_state": state.model_state})
+        told += all_test_metrics(experiment, programs, [best])
+    assert 0 < told[0]["test/brier_score"] < 1
+    for name in ("test/auc", "test/brier_score", "test/accuracy", "test/cross_entropy"):
+        assert told[0][name] == pytest.approx(told[1][name], rel=1e-5)
 
 
 def test_the_effects_of_the_next_step_are_those_of_its_crops(options):

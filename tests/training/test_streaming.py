@@ -24,7 +24,7 @@ from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.loop import fit, split_metrics
 from imbal_jax.training.programs import compile_programs, train_seeds_together
 from imbal_jax.training.run import train
-from imbal_jax.training.state import initial_state, keys_of
+from imbal_jax.training.state import initial_state, keys_of, stored_form
 from imbal_jax.training.step import DeviceData, make_step, read_metrics
 from imbal_jax.training.streaming import host_split, make_stream_evaluate, resident_split
 from imbal_jax.types import Waveforms
@@ -140,16 +140,19 @@ def test_an_error_in_the_making_of_a_batch_reaches_the_run(run, monkeypatch):
 def test_few_batches_wait_for_the_device(monkeypatch):
     waited = []
     monkeypatch.setattr(streaming.jax, "block_until_ready", waited.append)
-    told = list(range(10))
-    for count in range(1, 11):
-        streaming._keep_few_under_way(told[:count])
-    assert waited == list(range(10 - streaming._UNDER_WAY))
+    split = Split(_Numbers(np.arange(10)), np.arange(10))
+    evaluate = make_stream_evaluate(lambda params, state, progress, inputs, labels, counted: inputs.sum())
+    results = evaluate(None, None, 0.0, host_split(split, 1, ()))
+    assert [int(each) for each in results] == list(range(10))
+    assert [int(each) for each in waited] == list(range(10 - streaming._UNDER_WAY))
 
 
-def test_sums_of_all_but_the_last_batches_are_added_up_in_float64():
+def test_sums_of_all_but_the_last_batches_may_be_added_up_in_float64():
     numbers = 2**24 + np.arange(10)  # in float32 the even ones alone exist
     split = Split(_Numbers(numbers), np.arange(10))
-    evaluate = make_stream_evaluate(lambda params, state, progress, inputs, labels, counted: inputs.sum())
+    evaluate = make_stream_evaluate(
+        lambda params, state, progress, inputs, labels, counted: inputs.sum(), additive=True
+    )
     sums = evaluate(None, None, 0.0, host_split(split, 1, ()))
     assert len(sums) == streaming._UNDER_WAY + 1
     assert isinstance(sums[0], np.ndarray | np.float64) and sums[0].dtype == np.float64
@@ -277,7 +280,9 @@ def test_checkpoints_hold_no_frozen_weights(noisy, uninterrupted):
         assert not any(word in path.read_bytes() for path in files for word in (b"frozen", b"feature_extractor"))
         checkpoints = Checkpoints(folder, read_only=True)
         state = jax.eval_shape(noisy[1].initial, (0,))
-        restored = checkpoints.restore(12, state, {"params": state.params, "model_state": state.model_state})
+        restored = checkpoints.restore(
+            12, stored_form(state), {"params": state.params, "model_state": state.model_state}
+        )
         assert restored.best["model_state"] == {}
         checkpoints.close()
 
@@ -321,6 +326,14 @@ def test_training_from_the_cache_is_training_without(noisy, small):
     # AdamW's first steps have the signs of gradients, which rounding can turn where they vanish.
     for got, expected in zip(jax.tree.leaves(cached_state.params), jax.tree.leaves(state.params), strict=True):
         assert np.mean(np.abs(got - expected) > 1e-4) < 0.05
+
+
+def test_training_from_the_encoder_s_input_is_training_without(small):
+    options = {"model.cache": "memory", "model.cache_stage": "encoder_input", "data.buckets": "1"}
+    cached, plain = (experiment_of(small, **each) for each in (options, {"data.buckets": "1"}))
+    assert isinstance(cached.data.train.images, FeatureSet)
+    metrics = [driven(each, compile_programs(each, stacked=False), 3)[1] for each in (cached, plain)]
+    assert_close(*metrics, 1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from imbal_jax.build import build_experiment, build_model
-from imbal_jax.builders import CORRECTIONS, DIRECTIONS
 from imbal_jax.config import load_config
 from imbal_jax.errors import InputError
 from imbal_jax.resolve import resolve
 from tests.conftest import ROOT
 from tests.pictures import write_pictures
-from tests.test_configs import LARGE, contains, losses_of
+from tests.test_configs import contains, losses_of
+
+LARGE = ("imagenet_lt", "inaturalist2018", "places_lt", "clothing1m")
 
 FAKE = {
     "data.name": "fake_images",
@@ -42,17 +43,9 @@ EVERY_ROW = pytest.mark.parametrize(
 )
 
 
-def loaded(config, row):
-    """The config of a row, if what it is made of is there."""
-    found = load_config(str(ROOT / "configs" / f"{config}.py:{row}"))
-    if found.direction.name not in DIRECTIONS or found.correction.name not in CORRECTIONS:
-        pytest.skip(f"needs {found.direction.name} and {found.correction.name}")
-    return found
-
-
 def on_random_pictures(config, row, **overrides):
     """A row's experiment, with random pictures and weights in the place of its own."""
-    found = loaded(config, row)
+    found = load_config(str(ROOT / "configs" / f"{config}.py:{row}"))
     options = FAKE if overrides.get("model.name") else FAKE | {"model.weights": "", "model.weights_classifier": "false"}
     return build_experiment(resolve(found, options | overrides))
 
