@@ -7,19 +7,20 @@ A method is one of WRAPPERS alone or with anything that `imbal_jax.recipes.parse
 from typing import Any
 
 # Rangwani et al. 2022 give no settings of PGD; those of SAM, ASAM and LPF-SGD are their authors' for CIFAR (Foret et
-# al. 2021; Kwon et al. 2021; Bisla et al. 2022, ResNets). ABSGD's paper searches its temperature for every set.
+# al. 2021; Kwon et al. 2021; Bisla et al. 2022, ResNets). ABSGD's paper searches its temperature for every set. In its
+# code weights begin after 160 of 200 epochs, and after 80 of 120 where they are against noisy labels.
 WRAPPERS: dict[str, dict[str, Any]] = {
     "sam": {"name": "sharpness_aware", "rho": 0.05},
     "asam": {"name": "sharpness_aware", "rho": 0.5, "adaptive": True},
     "pgd": {"name": "perturbed", "radius": 0.1},
     "lpf_sgd": {"name": "low_pass", "std": 0.002, "evidence": "noisy"},
     "absgd": {"name": "attentional_bias", "temperature": 5.0, "at": 0.8},
-    "eg": {"name": "exponentiated_gradient", "temperature": -1.0},
+    "eg": {"name": "exponentiated_gradient", "temperature": -1.0, "at": 2 / 3},
 }
 # Direction, learning rate and momentum for small networks: those of the plain gradient, and weights that begin earlier.
 SMALL_WRAPPERS: dict[str, tuple[dict[str, Any], float, float]] = {
     **{name: (section, 0.05, 0.9) for name, section in WRAPPERS.items()},
-    "absgd": ({**WRAPPERS["absgd"], "at": 0.5}, 0.05, 0.9),
+    **{name: ({**WRAPPERS[name], "at": 0.5}, 0.05, 0.9) for name in ("absgd", "eg")},
 }
 
 # Rangwani et al. 2022, Tables 1, 2 and 4 on CIFAR: set and imbalance of each setting.

@@ -87,12 +87,13 @@ def low_pass(
     def propose(objective: Objective, params: Params, batch: Batch, state: LowPassState, key: Array) -> Proposal:
         factor = std * (1 + increase * (0.5 - 0.5 * jnp.cos(jnp.pi * (state.step / total)))) if increase else std
         proposals: list[Proposal] = []
-        current, inner_state = objective, state.inner
+        current, inner_state, before = objective, state.inner, jnp.int32(0)
         for number, part in enumerate(_parts(batch, micro_batches)):
-            noisy = moved(params, filter_noise(jax.random.fold_in(noise_key(key), number), params, factor))
+            noise = jax.random.fold_in(noise_key(key), number + before)
+            noisy = moved(params, filter_noise(noise, params, factor))
             proposal = wrapped.propose(current, noisy, part, inner_state, jax.random.fold_in(key, number))
             proposals.append(proposal)
-            inner_state = proposal.state
+            inner_state, before = proposal.state, _zero_after(proposal.direction)
             if evidence == "noisy" and number + 1 < micro_batches:
                 current = with_model_state(objective, proposal.aux.prediction.aux)
         if evidence == "noisy":
@@ -136,6 +137,16 @@ def _check_parts(micro_batches: int, examples: int) -> None:
         raise InputError(f"micro_batches: expected a whole number >= 1, got {micro_batches!r}")
     if examples % micro_batches:
         raise InputError(f"micro_batches: expected a divisor of the batch size {examples}, got {micro_batches}")
+
+
+def _zero_after(direction: Params) -> Array:
+    """Zero, or not if there are NaNs, known only once a direction is.
+
+    The noise of a micro-batch waits for it, so that one micro-batch follows the other. XLA's CPU backend would start
+    all of them at once, with the memory of all and no use of the caches.
+    """
+    firsts = jnp.stack([leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(direction)])
+    return jnp.any(firsts != firsts).astype(jnp.int32)
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

@@ -29,7 +29,7 @@ def test_it_is_standard_normal(seed):
 
 def test_it_is_finite_where_the_bits_are_extreme(monkeypatch):
     extreme = jnp.array([0, 511, 512, 2**31 - 1, 2**31, 2**32 - 1], jnp.uint32)
-    monkeypatch.setattr(noise_module, "_bits", lambda key, count: extreme)
+    monkeypatch.setattr(noise_module, "_bits", lambda key, first, count: extreme)
     drawn = np.asarray(jax.jit(standard_normal)(KEY, jnp.zeros(6)), np.float64)
     # Of 2^23 equal parts the outermost two on each side, and the innermost two, at their midpoints.
     parts = np.array([0.5, 0.5, 1.5, 2**22 - 0.5, 2**22 + 0.5, 2**23 - 0.5]) / 2**23

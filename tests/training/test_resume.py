@@ -125,6 +125,26 @@ def test_seeds_trained_together_continue_too(tmp_path):
         assert ending(tmp_path / "killed", seed) == ending(tmp_path / "whole", seed)
 
 
+# Counters, a moving average and an inner direction's matrices: all of it is in the checkpoint.
+WRAPPED = [
+    *("--config.direction.name=attentional_bias", "--config.direction.at=0.2"),
+    *("--config.direction.inner.name=perturbed", "--config.direction.inner.form=ball"),
+    *("--config.direction.inner.threshold=1.0", "--config.direction.inner.period=3"),
+    *("--config.direction.inner.inner.name=sharpness_aware", "--config.direction.inner.inner.boundaries=3"),
+    *("--config.direction.inner.inner.rhos=0.1", "--config.direction.inner.inner.inner.name=gdn"),
+    *("--config.direction.inner.inner.inner.period=5", "--config.model.name=mlp", "--config.model.hidden=(4,)"),
+]
+
+
+def test_wrapped_directions_continue_too(tmp_path):
+    finish(tmp_path / "whole", *WRAPPED)
+    process = start_and_wait(tmp_path / "killed", 5, *WRAPPED)
+    process.kill()
+    process.communicate()
+    finish(tmp_path / "killed", *WRAPPED)
+    assert ending(tmp_path / "killed") == ending(tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """The folder of a run that was killed with two checkpoints written."""
