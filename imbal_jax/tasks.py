@@ -27,7 +27,7 @@ from imbal_jax.data.speech import SpeechSource
 from imbal_jax.errors import InputError, not_found
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
-from imbal_jax.reports.tables import prediction_lines, results_table
+from imbal_jax.reports.tables import BINARY_COLUMNS, COLUMNS, prediction_lines, results_table
 from imbal_jax.speech_tasks import corpus_report, parameter_counts, predict_recordings, recordings_in
 from imbal_jax.training.conditions import evaluate_conditions
 from imbal_jax.training.experiment import Experiment
@@ -45,7 +45,8 @@ def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     stop = StopRequest().install()
     summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop)
     title = f"{config.data.name}, {config.correction.name}, {len(summary['seeds'])} seed(s), test set"
-    Console().print(results_table({config.correction.name: summary}, title=title))
+    columns = (*COLUMNS, *(name for name in BINARY_COLUMNS if name in summary))
+    Console().print(results_table({config.correction.name: summary}, columns, title=title))
     print(f"run folder: {workdir}")
 
 
