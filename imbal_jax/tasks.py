@@ -33,7 +33,7 @@ from imbal_jax.models.bottleneck_weights import export_resnet
 from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, write_json
-from imbal_jax.reports.tables import prediction_lines, results_table
+from imbal_jax.reports.tables import BINARY_COLUMNS, COLUMNS, prediction_lines, results_table
 from imbal_jax.resolve import resolve
 from imbal_jax.speech_tasks import clips_of, corpus_report, export_adapter, parameter_counts
 from imbal_jax.training.conditions import evaluate_conditions
@@ -52,7 +52,8 @@ def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     stop = StopRequest().install()
     summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop, _completed)
     title = f"{config.data.name}, {config.correction.name}, {len(summary['seeds'])} seed(s), test set"
-    Console().print(results_table({config.correction.name: summary}, title=title))
+    columns = (*COLUMNS, *(name for name in BINARY_COLUMNS if name in summary))
+    Console().print(results_table({config.correction.name: summary}, columns, title=title))
     print(f"run folder: {workdir}")
 
 

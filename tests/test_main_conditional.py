@@ -201,3 +201,18 @@ def test_a_run_continues_exactly(trained, tmp_path):
     for name in ("result.json", "conditions.json"):
         before, after = read(trained / "seed_0" / name), read(copied / "seed_0" / name)
         assert before | {"seconds_per_epoch": None} == after | {"seconds_per_epoch": None}
+
+
+@pytest.mark.slow
+def test_seeds_together_are_those_alone(tmp_path):
+    options = [CONFIG, "--config.training.epochs=1", "--config.model.width=2", "--config.evaluation.grid=((0,),(0,3))"]
+    options += ["--config.record.tensorboard=false", "--config.record.figures=false"]
+    together = [*options, "--config.seeds=0,1", "--config.training.seeds_together=yes"]
+    assert guarded(run, [*together, f"--workdir={tmp_path}/together"]) == 0
+    assert guarded(run, [*options, "--config.seeds=1", f"--workdir={tmp_path}/alone"]) == 0
+    found, expected = (read(tmp_path / name / "seed_1" / "conditions.json") for name in ("together", "alone"))
+    for split in ("validation", "test"):
+        assert np.ptp(found[split]["brier_score"]) > 1e-5
+        for name, values in expected[split].items():
+            if None not in values:
+                assert found[split][name] == pytest.approx(values, abs=2e-3), name

@@ -30,7 +30,9 @@ class CNN(nn.Module):
                 channels, use_bias=False, kernel_init=kaiming_normal("fan_in"), name=f"convolution{layer}"
             )
             hidden = BatchNorm(name=f"norm{layer}")(convolution(hidden), train)
-            hidden = max_pool_2x2(activate(hidden, self.film if layer == 2 else None, condition))
+            if layer == 1:
+                hidden = max_pool_2x2(nn.relu(hidden))
+        hidden = activate(hidden, self.film, condition, max_pool_2x2)
         features = modulate_pooled(global_average_pool(hidden), self.film, condition)
         return classify(features, self.classifier, self.num_classes), features
 

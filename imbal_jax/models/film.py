@@ -1,5 +1,6 @@
 """Feature-wise linear modulation by a condition: the block that tells a model the hyper-parameters of its loss."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -39,10 +40,10 @@ def film(
     paper gives 8,448, which is one of the two networks (or one with a single input and a bias in its first layer).
 
     Args:
-      position: "convolution", on the map after the last one (its normalisation and, in a residual network, the shortcut
-        included), as the paper says; or "pooling", on the averages over positions, as in the published code for
-        ResNet-32. With the ReLU "before" the two are one function there, because averaging commutes with the block; a
-        maximum, which the other networks have in between, does not where sigma is negative.
+      position: "convolution", on the map after the last one, as the paper says (its normalisation included, and the
+        shortcut of a residual network and the maxima of a pool that follow); or "pooling", on the averages over
+        positions, as in the published code for ResNet-32. With the ReLU "before" the two are one function, because
+        averaging commutes with the block; it is then cheaper at "pooling".
       activation: at "convolution", where the ReLU stands among the two steps: "before" both, which modulates
         activations (the paper's Eq. 34); "between" the scaling and the shift, ReLU(sigma f) + mu (Eq. 36); or "after"
         both, ReLU(sigma f + mu) (as Perez et al. 2018 place the block).
@@ -127,11 +128,24 @@ def split_condition(inputs: Any, options: FilmOptions | None) -> tuple[Any, Arra
     return images, condition
 
 
-def activate(hidden: Array, options: FilmOptions | None, condition: Array | None) -> Array:
-    """The ReLU after the last convolution, with the block where it stands there; named "film" in the parameters."""
+def activate(
+    hidden: Array,
+    options: FilmOptions | None,
+    condition: Array | None,
+    pool: Callable[[Array], Array] = lambda activations: activations,
+) -> Array:
+    """The ReLU after the last convolution, with the block where it stands there; named "film" in the parameters.
+
+    Args:
+      hidden: before the ReLU, [batch, height, width, channels].
+      options: of the block, None for none.
+      condition: [batch, k], None for none.
+      pool: a pool of maxima that follows. The block acts on what it leaves, a quarter of the map: maxima and the ReLU
+        commute, so that without the block the order makes no difference.
+    """
     if options is None or condition is None or options.position != "convolution":
-        return nn.relu(hidden)
-    return FiLM(options, name="film")(hidden, condition)
+        return pool(nn.relu(hidden))
+    return FiLM(options, name="film")(pool(hidden), condition)
 
 
 def modulate_pooled(features: Array, options: FilmOptions | None, condition: Array | None) -> Array:

@@ -37,8 +37,9 @@ class VGG11(nn.Module):
                     channels, kernel_init=kaiming_normal("fan_out"), name=f"convolution{layer}"
                 )
                 hidden = BatchNorm(name=f"norm{layer}")(convolution(hidden), train)
-                hidden = activate(hidden, self.film if layer == _CONVOLUTIONS else None, condition)
-            hidden = max_pool_2x2(hidden)
+                hidden = nn.relu(hidden) if layer < _CONVOLUTIONS else hidden
+            hidden = max_pool_2x2(hidden) if layer < _CONVOLUTIONS else hidden
+        hidden = activate(hidden, self.film, condition, max_pool_2x2)
         features = modulate_pooled(global_average_pool(hidden), self.film, condition)
         small_normal = nn.initializers.normal(0.01)
         for layer in (1, 2):

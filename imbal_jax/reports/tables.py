@@ -9,6 +9,7 @@ from rich.text import Text
 from imbal_jax.errors import InputError
 
 COLUMNS = ("test/accuracy", "test/balanced_accuracy", "test/macro_f1")
+BINARY_COLUMNS = ("test/auc", "test/average_precision")  # beside them, where there are two classes
 NO_VALUE = "-"
 
 
@@ -22,7 +23,7 @@ class Cell(NamedTuple):
 def readable(key: str) -> str:
     """A record's key as words: "test/macro_f1" is "test macro F1"."""
     words = key.replace("/", " ").replace("_", " ")
-    return words.replace("f1", "F1")
+    return words.replace("f1", "F1").replace("auc", "AUC")
 
 
 def format_rows(

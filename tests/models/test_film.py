@@ -132,9 +132,24 @@ def test_the_condition_changes_what_a_model_says(name, position):
     assert np.abs(first - without).max() > 1e-4
 
 
-def test_in_resnet32_averaging_commutes_with_the_block():
-    for one, other in zip(outputs("resnet32", "convolution"), outputs("resnet32", "pooling"), strict=True):
+@pytest.mark.parametrize("name", ["cnn", "resnet32"])
+def test_averaging_commutes_with_a_block_after_the_activation(name):
+    for one, other in zip(outputs(name, "convolution"), outputs(name, "pooling"), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_the_place_of_the_activation_matters_where_channels_are_negative():
+    builder, shape, _ = MODELS["cnn"]
+    inputs = Conditioned(jnp.ones((2, *shape)), jnp.ones((2, 2)))
+    found = []
+    for activation in ("before", "between", "after"):
+        model = builder(2, film=film(activation=activation, units=8))
+        variables = model.init(jax.random.key(0), inputs, train=False)
+        shifted = {**variables["params"]["norm2"], "bias": jnp.array([-5.0, 5.0] * 3)}
+        params = {**variables["params"], "norm2": shifted}
+        found.append(model.apply({**variables, "params": params}, inputs, train=False)[1])
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(found[i] - found[j]).max() > 1e-3
 
 
 def neutral(model, variables):

@@ -87,7 +87,7 @@ def test_files(tmp_path):
     assert report["best"]["auc"]["condition"] == [0.1, 1.0]
     table = (tmp_path / "conditions.md").read_text().splitlines()
     assert table[0] == "| metric | multiplicative | additive | validation | test |"
-    assert table[2] == "| auc | 0.1 | 1 | 0.9000 | 1.0000 |"
+    assert table[2] == "| AUC | 0.1 | 1 | 0.9000 | 1.0000 |"
 
 
 def test_a_run_on_several_classes_without_conditions_writes_nothing(tmp_path):
