@@ -22,8 +22,7 @@ GPU). A ratio is taken within each round; medians are reported with the least an
 which compiles, is not counted. `--cores=N` keeps the process, and so both libraries' threads, on N cores: with fewer
 free cores than threads, PyTorch's spin at their barriers.
 
-Memory is the temporaries of our compiled step. On Linux a tenth of our step on a CPU goes into fresh pages for them;
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment saves it.
+Memory is the temporaries of our compiled step.
 
 Prints one JSON object a line: the conditions first, then one per contender.
 """
