@@ -1,8 +1,8 @@
 """Gaussian noise for whole trees of parameters, cheap enough to be drawn at every step.
 
-Random bits are a hash of a counter and the key. On two CPU cores a number takes 8.5 ns of processor time, mostly for the
-inversion. One of `jax.random.normal`, whose bits go through twenty rounds of Threefry, takes 25 ns, and the noise of a
-network with ten million parameters longer than its training step. Noise needs no cryptographic strength.
+Random bits are a hash of a counter and the key. On two CPU cores a number takes 8.5 ns of processor time, most of it
+for the inversion. One of `jax.random.normal`, whose bits go through twenty rounds of Threefry, takes 25 ns, and the
+noise of a network with ten million parameters longer than its training step. Noise needs no cryptographic strength.
 """
 
 import jax
