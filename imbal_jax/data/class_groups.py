@@ -69,7 +69,7 @@ def group_classes(dataset: Dataset, grouping: Grouping) -> Dataset:
       InputError: the source has no such class, or, under other than all classes, the data set has faults.
     """
     names, mapped = grouping(dataset.class_names)
-    if len(mapped) == len(names) and (mapped == np.arange(len(names))).all():
+    if names == tuple(dataset.class_names) and (mapped == np.arange(len(names))).all():
         return dataset
     require_valid(dataset)
 

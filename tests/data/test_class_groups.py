@@ -41,6 +41,13 @@ def test_two_classes_of_two_may_change_their_places():
     assert found.train.labels.tolist() == [1, 1, 0]
 
 
+def test_two_classes_of_two_may_change_their_names_only():
+    two = Dataset("two", ("a", "b"), *[Split(np.zeros((3, 1, 1, 1), np.float32), np.array([0, 0, 1]))] * 2)
+    found = group_classes(two, groups(negative=("a",), positive=("b",)))
+    assert found.class_names == ("negative", "positive")
+    assert found.train.labels.tolist() == [0, 0, 1]
+
+
 def test_counts_of_groups():
     names, mapped = groups(negative=("deer", "automobile"), positive=("cat",))(NAMES)
     assert names == ("negative", "positive")
