@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
       InputError, NonFiniteLossError, Interrupted: see the tasks.
     """
     options, overrides = parse(arguments)
-    from imbal_jax import tasks  # jax and everything else: after the arguments have been read
+    from imbal_jax import inspection_tasks, tasks  # jax and everything else: after the arguments have been read
 
     if options.task == "prepare":
         tasks.prepare_task(_required(options.input, "input", "prepare"), _required(options.output, "output", "prepare"))
@@ -96,10 +96,10 @@ def run(arguments: list[str]) -> int:
         print(config.to_json(indent=2))
         return 0
     if options.task == "describe":
-        tasks.describe_task(config)
+        inspection_tasks.describe_task(config)
         return 0
     if options.task == "check":
-        return tasks.check_task(config)
+        return inspection_tasks.check_task(config)
     workdir = _required(options.workdir, "workdir", options.task)
     if options.task == "train":
         tasks.train_task(config, workdir)

@@ -55,7 +55,7 @@ def test_only_the_top_level_reads_configs():
     readers = {
         path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if "ml_collections" in path.read_text()
     }
-    assert readers == {"build.py", "config.py", "main.py", "resolve.py", "tasks.py"}
+    assert readers == {"build.py", "config.py", "inspection_tasks.py", "main.py", "resolve.py", "tasks.py"}
 
 
 def test_importing_the_package_does_not_load_slow_optional_libraries():

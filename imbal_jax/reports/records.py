@@ -55,6 +55,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     _replace(Path(path), json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def print_json(value: Any) -> None:
+    """Prints one JSON document on standard output.
+
+    Raises:
+      InputError: something in the value has no JSON form.
+    """
+    print(json.dumps(plain(value), indent=2))
+
+
 class JsonLines:
     """Appends records to a file, one JSON object a line.
 

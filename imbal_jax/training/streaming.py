@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Sharding
 
 from imbal_jax.curvature.products import Data
-from imbal_jax.data.clips import Prefetcher
 from imbal_jax.data.dataset import Split
 from imbal_jax.data.features import FeatureSet
 from imbal_jax.data.image_set import ImageSet
+from imbal_jax.data.prefetching import Prefetcher
 from imbal_jax.data.speech import ClipSet
 from imbal_jax.training.step import DeviceData, Driver, Step, compiler_options
 from imbal_jax.types import Array, Params, PyTree
