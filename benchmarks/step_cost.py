@@ -6,8 +6,9 @@
 
 Models are vgg11_bn, the MLP 3072-2048-2048-10 and the small CNN, on random 32x32 images of ten classes. The step is
 that of training, compiled with its options: one call per step, state donated, learning rate 1e-6 so that nothing moves
-far. Directions have their default options but for LPF-SGD's eight micro-batches; EF and iEF run with both engines.
-`sgd_x8` are eight SGD steps, each on an eighth of the batch: LPF-SGD's `compared_ratio` is to them.
+far. Directions have their default options; EF and iEF run with both engines. LPF-SGD has eight micro-batches, as
+published and with clean losses; `sgd_x8` are eight SGD steps, each on an eighth of the batch, to which its
+`compared_ratio` is.
 
 Time: methods take turns, SGD first, after a pause; a turn is several steps of which the first, which finds the caches
 and the allocator as the method before left them, is not counted. `step_seconds` is the median over the turns of a

@@ -28,10 +28,9 @@ METHODS = {
     _SMALL_STEPS: Method(_SMALL_STEPS, "gradient", calls=MICRO_BATCHES),
     "sam": Method("sam", "sharpness_aware"),
     "pgd": Method("pgd", "perturbed"),
-    "lpf_sgd": Method("lpf_sgd", "low_pass", options=_LOW_PASS, compared=_SMALL_STEPS),
-    "lpf_sgd_noisy": Method(
-        "lpf_sgd_noisy", "low_pass", options={**_LOW_PASS, "evidence": "noisy"}, compared=_SMALL_STEPS
-    ),
+    # As published, and with a pass of its own for the losses and statistics at the parameters given.
+    "lpf_sgd": Method("lpf_sgd", "low_pass", options={**_LOW_PASS, "evidence": "noisy"}, compared=_SMALL_STEPS),
+    "lpf_sgd_clean": Method("lpf_sgd_clean", "low_pass", options=_LOW_PASS, compared=_SMALL_STEPS),
     "absgd": Method("absgd", "attentional_bias"),
     "ef_gram": Method("ef", "empirical_fisher", "gram"),
     "ef_vmap": Method("ef", "empirical_fisher", "vmap"),

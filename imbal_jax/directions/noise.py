@@ -5,13 +5,13 @@ for the inversion. One of `jax.random.normal`, whose bits go through twenty roun
 noise of a network with ten million parameters longer than its training step. Noise needs no cryptographic strength.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from imbal_jax.types import Array, Params
-
-_TINIEST = 1e-37  # keeps the root of a square from being simplified; the smallest square is 1e-14
 
 
 def standard_normal(key: Array, like: Params) -> Params:
@@ -36,10 +36,7 @@ def _normal(key: Array, first: int, like: Array) -> Array:
     ones = jax.lax.bitcast_convert_type(mantissas | jnp.uint32(0x3F800000), jnp.float32)  # in [1, 2)
     # The midpoints of 2^23 equal parts of (-1, 1). All of these operations are exact; in another order they are not.
     uniform = (ones - 1) * 2 + (2**-23 - 1)
-    # XLA's CPU backend would repeat the polynomials of erf_inv in every use, also where a vector is broadcast over all
-    # activations: LPF-SGD on a small network took 1.7 times as long. What ends in a root it computes once.
-    sizes = jnp.sqrt(2 * jnp.square(jax.lax.erf_inv(uniform)) + _TINIEST)
-    return jnp.copysign(sizes, uniform).reshape(like.shape).astype(like.dtype)
+    return (math.sqrt(2) * jax.lax.erf_inv(uniform)).reshape(like.shape).astype(like.dtype)
 
 
 def _bits(key: Array, first: int, count: int) -> Array:
