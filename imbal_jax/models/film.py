@@ -43,7 +43,7 @@ def film(
       position: "convolution", on the map after the last one, as the paper says (its normalisation included, and the
         shortcut of a residual network and the maxima of a pool that follow); or "pooling", on the averages over
         positions, as in the published code for ResNet-32. With the ReLU "before" the two are one function, because
-        averaging commutes with the block; it is then cheaper at "pooling".
+        averaging commutes with the block, and both are computed on the averages, which costs less.
       activation: at "convolution", where the ReLU stands among the two steps: "before" both, which modulates
         activations (the paper's Eq. 34); "between" the scaling and the shift, ReLU(sigma f) + mu (Eq. 36); or "after"
         both, ReLU(sigma f + mu) (as Perez et al. 2018 place the block).
@@ -69,13 +69,12 @@ class FiLM(nn.Module):
     options: FilmOptions
 
     @nn.compact
-    def __call__(self, hidden: Array, condition: Array, *, activated: bool = False) -> Array:
+    def __call__(self, hidden: Array, condition: Array) -> Array:
         """The modulated activations, shaped as what they are made of.
 
         Args:
-          hidden: [batch, ..., channels], before the ReLU, which is applied here.
+          hidden: [batch, ..., channels], after the ReLU where that stands before the block; otherwise before it.
           condition: of every example, [batch, k].
-          activated: the ReLU has been applied already.
         """
         channels = hidden.shape[-1]
         shape = (len(hidden), *[1] * (hidden.ndim - 2), channels)
@@ -83,10 +82,8 @@ class FiLM(nn.Module):
         shift = self._network("mu", condition, channels).reshape(shape)
         if self.options.around_one:
             scale = 1.0 + scale
-        if activated:
-            return scale * hidden + shift
         if self.options.activation == "before":
-            return scale * nn.relu(hidden) + shift
+            return scale * hidden + shift
         if self.options.activation == "between":
             return nn.relu(scale * hidden) + shift
         return nn.relu(scale * hidden + shift)
@@ -143,13 +140,18 @@ def activate(
       pool: a pool of maxima that follows. The block acts on what it leaves, a quarter of the map: maxima and the ReLU
         commute, so that without the block the order makes no difference.
     """
-    if options is None or condition is None or options.position != "convolution":
+    if options is None or condition is None or not _on_map(options):
         return pool(nn.relu(hidden))
     return FiLM(options, name="film")(pool(hidden), condition)
 
 
 def modulate_pooled(features: Array, options: FilmOptions | None, condition: Array | None) -> Array:
-    """The features after pooling, with the block where it stands there; named "film" in the parameters."""
-    if options is None or condition is None or options.position != "pooling":
+    """The features after averaging, with the block where it stands there; named "film" in the parameters."""
+    if options is None or condition is None or _on_map(options):
         return features
-    return FiLM(options, name="film")(features, condition, activated=True)
+    return FiLM(options, name="film")(features, condition)
+
+
+def _on_map(options: FilmOptions) -> bool:
+    """Whether the block acts on the map itself: one after the ReLU commutes with the average that follows."""
+    return options.position == "convolution" and options.activation != "before"

@@ -35,19 +35,15 @@ def network(params, name, condition):
     return hidden @ params[f"{name}_output"]["kernel"] + params[f"{name}_output"].get("bias", 0)
 
 
-def reference(options, params, hidden, condition, *, activated=False):
-    """The formulas of the paper."""
+def reference(options, params, hidden, condition):
+    """The formulas of the paper; with the ReLU "before", hidden has had it."""
     sigma, mu = (network(params, name, condition)[:, None, None, :] for name in ("sigma", "mu"))
     sigma = sigma + 1 if options.around_one else sigma
-
-    def relu(values):
-        return values if activated else np.maximum(values, 0)
-
     if options.activation == "before":
-        return sigma * relu(hidden) + mu  # Eq. 34
+        return sigma * hidden + mu  # Eq. 34
     if options.activation == "between":
-        return relu(sigma * hidden) + mu  # Eq. 36
-    return relu(sigma * hidden + mu)
+        return np.maximum(sigma * hidden, 0) + mu  # Eq. 36
+    return np.maximum(sigma * hidden + mu, 0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -63,14 +59,12 @@ def test_formulas(activation, around_one, bias):
     np.testing.assert_allclose(found, reference(options, params, HIDDEN, CONDITION), rtol=1e-6, atol=1e-7)
 
 
-def test_after_the_activation_no_other_is_applied():
-    options = film(units=7)
+def test_features_without_positions():
     features = RNG.normal(size=(3, 5))
-    block = FiLM(options)
-    found, variables = block.init_with_output(
-        jax.random.key(0), jnp.asarray(features), jnp.asarray(CONDITION), activated=True
+    found, variables = FiLM(film(units=7)).init_with_output(
+        jax.random.key(0), jnp.asarray(features), jnp.asarray(CONDITION)
     )
-    expected = reference(options, variables["params"], features[:, None, None], CONDITION, activated=True)[:, 0, 0]
+    expected = reference(film(units=7), variables["params"], features[:, None, None], CONDITION)[:, 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -124,18 +118,21 @@ def outputs(name, position, activation="before"):
     return jax.device_get(run(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("position", ["convolution", "pooling"])
+@pytest.mark.parametrize("activation", ["before", "between"])
 @pytest.mark.parametrize("name", ["cnn", "resnet32"])
-def test_the_condition_changes_what_a_model_says(name, position):
-    (first, _), (second, _), (without, _) = outputs(name, position)
+def test_the_condition_changes_what_a_model_says(name, activation):
+    (first, _), (second, _), (without, _) = outputs(name, "convolution", activation)
     assert np.abs(first - second).max() > 1e-3
     assert np.abs(first - without).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet32"])
-def test_averaging_commutes_with_a_block_after_the_activation(name):
-    for one, other in zip(outputs(name, "convolution"), outputs(name, "pooling"), strict=True):
+def test_on_the_map_and_on_its_averages_a_block_after_the_activation_is_one_function(name):
+    # Scales are positive here, so that ReLU(sigma f) + mu on the map is sigma ReLU(f) + mu there.
+    on_map, on_averages = outputs(name, "convolution", "between"), outputs(name, "convolution")
+    for one, other in zip(on_map, on_averages, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+    jax.tree.map(np.testing.assert_array_equal, on_averages, outputs(name, "pooling"))
 
 
 def test_the_place_of_the_activation_matters_where_channels_are_negative():
