@@ -8,7 +8,8 @@ Models are vgg11_bn, the MLP 3072-2048-2048-10 and the small CNN, on random 32x3
 that of training, compiled with its options: one call per step, state donated, learning rate 1e-6 so that nothing moves
 far. Directions have their default options; EF and iEF run with both engines. LPF-SGD has eight micro-batches, as
 published and with clean losses; `sgd_x8` are eight SGD steps, each on an eighth of the batch, to which its
-`compared_ratio` is.
+`compared_ratio` is. `lct` has a VS loss whose hyper-parameters are drawn, and a model with a FiLM block, but for the
+MLP, which has none.
 
 Time: methods take turns, SGD first, after a pause; a turn is several steps of which the first, which finds the caches
 and the allocator as the method before left them, is not counted. `step_seconds` is the median over the turns of a
@@ -48,14 +49,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.step_methods import METHODS, Method
 from imbal_jax.builders import DIRECTIONS, NAMED, options_of
+from imbal_jax.corrections.conditional import conditional_vector_scaling
 from imbal_jax.corrections.weights import cross_entropy
 from imbal_jax.data.augmentation import none
 from imbal_jax.errors import InputError, check_number, not_found
 from imbal_jax.main import guarded
+from imbal_jax.models.film import film
 from imbal_jax.reports.figures import COLOURS, GREY, save_figure
 from imbal_jax.reports.records import JsonLines, Record, plain
 from imbal_jax.training.folders import describe_machine
-from imbal_jax.training.objective import make_structure
+from imbal_jax.training.objective import example_for, make_structure
 from imbal_jax.training.schedules import Horizon, constant
 from imbal_jax.training.state import TrainState, initial_state, keys_of
 from imbal_jax.training.step import DeviceData, Step, compiler_options, make_step
@@ -93,6 +96,10 @@ def training_of(model: str, batch: int, method: Method) -> Training:
         raise InputError(f"batch: {method.name} needs a multiple of {method.calls}, got {batch}")
     batch //= method.calls
     module, correction = NAMED["model"][model](NUM_CLASSES, **MODELS[model]), cross_entropy()
+    if method.conditional:
+        block = {"film": film()} if "film" in options_of(NAMED["model"][model]) else {}
+        module = NAMED["model"][model](NUM_CLASSES, **MODELS[model], **block)
+        correction = conditional_vector_scaling(np.arange(NUM_CLASSES, 0, -1))
     builder = DIRECTIONS[method.direction]
     options: dict[str, Any] = dict(method.options) | ({} if method.engine is None else {"engine": method.engine})
     period = 1
@@ -112,7 +119,7 @@ def training_of(model: str, batch: int, method: Method) -> Training:
     return Training(
         make_step(module, correction, "mean", direction, step_rule, none(), pixels, NEVER),
         # Not compiled as a whole: its parts are the same for the next method.
-        lambda: initial_state(module, direction, step_rule, IMAGE_SHAPE, 0),
+        lambda: initial_state(module, direction, step_rule, example_for(module, correction, IMAGE_SHAPE), 0),
         period,
         method.refresh_at % NEVER,
         (data, indices, keys_of(0).step),

@@ -18,6 +18,7 @@ class Method(NamedTuple):
     options: Mapping[str, Any] = {}  # of the direction, where they are not the defaults
     calls: int = 1  # small steps that stand for one, each on as many times fewer examples
     compared: str | None = None  # another method that it is set against, beside SGD
+    conditional: bool = False  # loss-conditional training: a loss that is drawn, and a FiLM block
 
 
 _LOW_PASS = {"micro_batches": MICRO_BATCHES}
@@ -31,6 +32,7 @@ METHODS = {
     # As published, and with a pass of its own for the losses and statistics at the parameters given.
     "lpf_sgd": Method("lpf_sgd", "low_pass", options={**_LOW_PASS, "evidence": "noisy"}, compared=_SMALL_STEPS),
     "lpf_sgd_clean": Method("lpf_sgd_clean", "low_pass", options=_LOW_PASS, compared=_SMALL_STEPS),
+    "lct": Method("lct", "gradient", conditional=True),
     "absgd": Method("absgd", "attentional_bias"),
     "ef_gram": Method("ef", "empirical_fisher", "gram"),
     "ef_vmap": Method("ef", "empirical_fisher", "vmap"),
