@@ -47,7 +47,8 @@ def perturbed(
     Losses, prediction and running statistics are those at the parameters given. Noise of the first form is added to
     what the inner direction proposes. The second form proposes a `shift` of the parameters beside the direction, which
     is the inner one at the parameters moved; it is computed only in the steps that move, except over several seeds at
-    once, where a step costs twice as much.
+    once, where every step costs twice as much. On a CPU convolutions are slow under such a choice: a step of the small
+    CNN that moved took ten times as long as others, so a `period` keeps them rare.
 
     Args:
       form: "gaussian" (Jin et al. 2019) or "ball" (Jin et al. 2017), see the module's docstring.
