@@ -67,7 +67,9 @@ def test_every_config_has_a_shape_here():
     assert {*SHAPES, *SPEECH, *ELSEWHERE} == set(CONFIGS)
 
 
-@pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize(
+    "config", [pytest.param(name, marks=pytest.mark.slow if name == "saddle_cifar" else ()) for name in SHAPES]
+)
 def test_config_takes_two_steps(config, fake_images):
     assert np.isfinite(two_steps(f"{config}.py", fake_images(SHAPES[config]))).all()
 
@@ -132,7 +134,13 @@ def speech_config(spec, table, hubert, **overrides):
 
 
 @pytest.mark.parametrize(
-    "spec", ["crema_d.py", "crema_d.py:ief_irw", "msp_podcast.py:gdn_drw", "speech.py", "speech_hubert.py:ldam_drw"]
+    "spec",
+    [
+        "crema_d.py",
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("crema_d.py:ief_irw", "msp_podcast.py:gdn_drw")),
+        "speech.py",
+        pytest.param("speech_hubert.py:ldam_drw", marks=pytest.mark.slow),
+    ],
 )
 def test_configs_of_recordings_take_two_steps(spec, table, hubert):
     assert np.isfinite(losses_of(build_experiment(speech_config(spec, table, hubert)))).all()

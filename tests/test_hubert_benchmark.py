@@ -12,6 +12,7 @@ from imbal_jax.errors import InputError
 HAS_TORCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "peft"))
 
 
+@pytest.mark.slow
 def test_prints_conditions_and_one_json_object_per_contender(capsys, tmp_path):
     names = ["adamw", "ief", "adamw_conv_cache", "adamw_encoder_cache"]
     arguments = ["--size=tiny", "--seconds=0.2", "--batch=2", "--repeats=2", f"--output={tmp_path / 'out.jsonl'}"]

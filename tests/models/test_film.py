@@ -126,7 +126,7 @@ def test_the_condition_changes_what_a_model_says(name, activation):
     assert np.abs(first - without).max() > 1e-4
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet32"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("resnet32", marks=pytest.mark.slow)])
 def test_on_the_map_and_on_its_averages_a_block_after_the_activation_is_one_function(name):
     # Scales are positive here, so that ReLU(sigma f) + mu on the map is sigma ReLU(f) + mu there.
     on_map, on_averages = outputs(name, "convolution", "between"), outputs(name, "convolution")
@@ -135,6 +135,7 @@ def test_on_the_map_and_on_its_averages_a_block_after_the_activation_is_one_func
     jax.tree.map(np.testing.assert_array_equal, on_averages, outputs(name, "pooling"))
 
 
+@pytest.mark.slow
 def test_the_place_of_the_activation_matters_where_channels_are_negative():
     builder, shape, _ = MODELS["cnn"]
     inputs = Conditioned(jnp.ones((2, *shape)), jnp.ones((2, 2)))

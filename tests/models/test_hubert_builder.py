@@ -246,6 +246,7 @@ def test_each_clip_s_encoder_input_is_that_of_the_clip_alone(folder):
         np.testing.assert_allclose(together[clip : clip + 1, : counts[clip]], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_after_the_encoder_s_input_does_not_matter(tmp_path):
     folder = write_hubert(tmp_path / "late", hidden_dropout=0.25, layerdrop=0.5, apply_spec_augment=False)
     options = {"path": str(folder), "noise": "config", "cache": "memory", "cache_stage": "encoder_input"}

@@ -179,6 +179,7 @@ def test_the_effects_of_the_next_step_are_those_of_its_crops(options):
     assert np.abs(effects.actual).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_can_be_left_out_of_the_results(options, tmp_path):
     for keep in (True, False):
         more = {"record.confusion": str(keep).lower(), "record.figures": "true", "training.epochs": "1"}

@@ -42,6 +42,7 @@ def told(workdir, seed=0):
     return records, result, json.loads(path.read_text())["digest"]
 
 
+@pytest.mark.slow
 def test_clean_labels_are_for_evaluation_only(tmp_path):
     experiment, config = experiment_of(*SHORT, *NOISY)
     train(experiment, config, tmp_path / "right")

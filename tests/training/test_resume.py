@@ -136,6 +136,7 @@ WRAPPED = [
 ]
 
 
+@pytest.mark.slow
 def test_wrapped_directions_continue_too(tmp_path):
     finish(tmp_path / "whole", *WRAPPED)
     process = start_and_wait(tmp_path / "killed", 5, *WRAPPED)
