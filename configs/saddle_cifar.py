@@ -11,7 +11,9 @@ such as absgd_drw.
 ResNet-32, SGD with momentum 0.9 and decay 2e-4, batch 128, 200 epochs: five of warm-up, the learning rate times 1e-2
 from 0-based epoch 160 and times 1e-4 from 180; deferred weights from 160; losses divided by the sum of the class
 weights, as in the published code. Three seeds. The groups of classes are the paper's: three, four and three classes of
-CIFAR-10-LT, more than 100, 20 to 100 and fewer than 20 images in CIFAR-100-LT, frequent and rare under step imbalance.
+CIFAR-10-LT; frequent and rare under step imbalance; 36, 35 and 29 classes of CIFAR-100-LT, which the paper does not
+say, but its accuracies are the means of its groups with these sizes and not with the 35, 35 and 30 of the usual
+thresholds, 100 and 20 images.
 As published there is no validation set; the last parameters are tested (the published code reports the best test
 epoch). The paper has for DRW with SAM 80.6 % on CIFAR-10-LT and 44.6 % on CIFAR-100-LT, without 75.5 % and 41.0 %.
 The data are prepared as for configs/cifar10_vgg11.py. Made for a GPU: an epoch takes minutes on two CPU cores.
@@ -29,7 +31,7 @@ DEFERRED_WEIGHT = {"name": "class_balanced", "beta": 0.9999}
 # What divides the classes into head, middle and tail: more, and fewer, training images than this.
 GROUPS = {
     "cifar10_lt": {"head_above": 1500, "tail_below": 200},
-    "cifar100_lt": {"head_above": 100, "tail_below": 20},
+    "cifar100_lt": {"head_above": 95, "tail_below": 19},
     "cifar10_step": {"head_above": 100, "tail_below": 100},
     "cifar100_step": {"head_above": 100, "tail_below": 100},
 }

@@ -111,6 +111,7 @@ def check_spread(values):
     assert 0 < values["min"] <= values["median"] <= values["max"]
 
 
+@pytest.mark.slow
 def test_prints_one_json_object_per_comparison(capsys):
     arguments = ["--models=mlp", f"--batch={BATCH}", "--steps=6", "--repeats=2", "--seeds=2"]
     assert epoch_throughput.run(arguments) == 0

@@ -100,7 +100,14 @@ def test_directions_combine_with_corrections_and_samplers(method, fake_images):
 
 
 # Rows of both long tails, and of both step imbalances, differ in their data and in rho alone.
-@pytest.mark.parametrize("row", [row for row in SADDLE_ROWS if row.startswith(("cifar10_lt/", "cifar100_step/"))])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if row.startswith("cifar10_lt/") else pytest.mark.slow)
+        for row in SADDLE_ROWS
+        if row.startswith(("cifar10_lt/", "cifar100_step/"))
+    ],
+)
 def test_every_row_of_saddle_tables_takes_two_steps(row, fake_images):
     overrides = {"model.name": "mlp", "model.hidden": "(4,)", "training.epochs": "200"}
     assert np.isfinite(two_steps(f"saddle_cifar.py:{row}", fake_images((4, 4, 1)), **overrides)).all()
@@ -136,9 +143,11 @@ def speech_config(spec, table, hubert, **overrides):
 @pytest.mark.parametrize(
     "spec",
     [
-        "crema_d.py",
-        *(pytest.param(spec, marks=pytest.mark.slow) for spec in ("crema_d.py:ief_irw", "msp_podcast.py:gdn_drw")),
         "speech.py",
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in ("crema_d.py", "crema_d.py:ief_irw", "msp_podcast.py:gdn_drw")
+        ),
         pytest.param("speech_hubert.py:ldam_drw", marks=pytest.mark.slow),
     ],
 )

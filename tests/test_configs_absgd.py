@@ -101,14 +101,19 @@ def images(tmp_path_factory):
     "spec",
     [
         "absgd_cifar.py:cifar10_lt100_sgd_cb_ldam",
-        "absgd_cifar.py:cifar10_st10_resampling_ce",
-        "absgd_cifar.py:cifar10_lt10_absgd_cb_focal",
-        *(
-            f"absgd_noise.py:cifar10_{noise}_{method}"
-            for noise in ("sym40", "asym20")
-            for method in ("sgd_tce", "eg_sce")
-        ),
         "absgd_noise.py:cifar10_asym40_absgd_sce",
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in (
+                "absgd_cifar.py:cifar10_st10_resampling_ce",
+                "absgd_cifar.py:cifar10_lt10_absgd_cb_focal",
+                *(
+                    f"absgd_noise.py:cifar10_{noise}_{method}"
+                    for noise in ("sym40", "asym20")
+                    for method in ("sgd_tce", "eg_sce")
+                ),
+            )
+        ),
     ],
 )
 def test_rows_take_two_steps_with_a_small_network(spec, images):

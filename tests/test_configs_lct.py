@@ -36,6 +36,11 @@ DATASETS = (  # Table 3
 )
 
 
+def fast_first(*names, fast):
+    """The names as parameters of a test, all but the fast ones for the slow run."""
+    return [*fast, *(pytest.param(name, marks=pytest.mark.slow) for name in names if name not in fast)]
+
+
 def row(text, **overrides):
     """A resolved row; SAM's is skipped where there is no such direction."""
     config = load_config(f"{PATH}:{text}")
@@ -160,7 +165,7 @@ def two_steps(text, **overrides):
     return experiment, read_metrics(metrics).loss
 
 
-@pytest.mark.parametrize("method", [*METHODS, *ABLATIONS])
+@pytest.mark.parametrize("method", fast_first(*METHODS, *ABLATIONS, fast=("focal_lct", "vs_sam_lct")))
 def test_methods_take_two_steps_on_a_pair_of_cifar10(method, fake_images):
     path = str(fake_images([1] * 12 + [9] * 12 + [0] * 5))
     experiment, losses = two_steps(
@@ -172,7 +177,9 @@ def test_methods_take_two_steps_on_a_pair_of_cifar10(method, fake_images):
     assert experiment.data.counts.counts.tolist() == [12, 3]
 
 
-@pytest.mark.parametrize("dataset", ["animal_vehicle", "household", "melanoma_100", "aptos_200"])
+@pytest.mark.parametrize(
+    "dataset", fast_first("animal_vehicle", "household", "melanoma_100", "aptos_200", fast=("household",))
+)
 def test_data_sets_take_two_steps(dataset, fake_images):
     options = {"data.name": "arrays", "profile.beta": "3"}
     labels = [0] * 12 + [1] * 12

@@ -286,6 +286,7 @@ def test_how_spectra_are_taken_is_no_part_of_a_run(trained, undrawn, tmp_path, c
     assert "training.epochs: stored 2, given 3" in one_line_error(capsys)
 
 
+@pytest.mark.slow
 def test_copies_are_one_matrix_and_another_than_of_the_images_themselves(augmented, undrawn, tmp_path):
     found = {}
     copies = ["--config.spectrum.augmentation=copies", "--config.spectrum.copies=2"]
@@ -300,6 +301,7 @@ def test_copies_are_one_matrix_and_another_than_of_the_images_themselves(augment
     assert (found["copies"][0]["augmentation"], found["copies"][0]["copies"]) == ("copies", 2)
 
 
+@pytest.mark.slow
 def test_the_published_protocol_records_that_its_matrix_changes(augmented, undrawn):
     published = ["--config.spectrum.name=published", "--config.spectrum.order=8", "--config.spectrum.classes=7"]
     published += ["--config.spectrum.examples=20"]
@@ -312,6 +314,7 @@ def test_the_published_protocol_records_that_its_matrix_changes(augmented, undra
         assert told["trace_standard_error"] is None  # of a single probe
 
 
+@pytest.mark.slow
 def test_classes_without_examples(tmp_path, capsys):
     """Class 3 has none to train on but some to test on, where its weight is zero and so is its matrix."""
     counts = "--config.profile.counts=(20,20,20,0,20,20,20,20,20,20)"

@@ -164,7 +164,7 @@ def test_rows_have_the_settings_of_the_paper(row):
     ("setting", "sizes"),
     [
         ("cifar10_lt", (3, 4, 3)),
-        ("cifar100_lt", (35, 35, 30)),
+        ("cifar100_lt", (36, 35, 29)),  # which the published means imply, see the config
         ("cifar10_step", (5, 0, 5)),
         ("cifar100_step", (50, 0, 50)),
     ],

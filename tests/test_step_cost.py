@@ -26,6 +26,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(step_cost, "compiler_options", lambda: {"xla_backend_optimization_level": 0})
 
 
+@pytest.mark.slow
 def test_one_line_per_method(capsys, tmp_path):
     assert step_cost.run(["--model=mlp", "--batch=8", "--repeats=2", "--seconds=0.05", f"--output={tmp_path}/a"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -383,6 +383,7 @@ def test_unknown_options(options):
         linearise(*objective, KEY, **options)
 
 
+@pytest.mark.slow
 def test_engines_agree_on_a_model_of_ours_without_biases_before_batch_norm():
     model = cnn.cnn(3, width=2)
     batch = Batch(jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4, 1))), jnp.asarray([0, 1, 2, 0, 1]))

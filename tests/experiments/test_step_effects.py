@@ -105,6 +105,7 @@ def test_steps_of_length_zero_leave_the_panels_empty(tmp_path):
     assert sum(len(cloud.get_offsets()) for cloud in changes.collections) == 0
 
 
+@pytest.mark.slow
 def test_the_command_draws_real_runs(tmp_path, capsys):
     options = ["--config.model.name=mlp", "--config.model.hidden=(8,)", "--config.training.epochs=2"]
     options += ["--config.record.step_effects_batches=2", "--config.record.figures=false"]

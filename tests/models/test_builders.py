@@ -157,6 +157,7 @@ def test_smaller_images_are_refused(builder, side):
         shapes_of(builder(3), jnp.zeros((1, side + 5, side, 3)))
 
 
+@pytest.mark.slow
 def test_one_model_is_vmapped_over_seeds():
     model = cnn(3, width=2)
     images = images_of("cnn")

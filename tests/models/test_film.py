@@ -119,7 +119,7 @@ def outputs(name, position, activation="before"):
 
 
 @pytest.mark.parametrize("activation", ["before", "between"])
-@pytest.mark.parametrize("name", ["cnn", "resnet32"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("resnet32", marks=pytest.mark.slow)])
 def test_the_condition_changes_what_a_model_says(name, activation):
     (first, _), (second, _), (without, _) = outputs(name, "convolution", activation)
     assert np.abs(first - second).max() > 1e-3
@@ -159,7 +159,11 @@ def neutral(model, variables):
 
 @pytest.mark.parametrize(
     ("position", "activation"),
-    [("convolution", "before"), ("convolution", "between"), ("convolution", "after"), ("pooling", "before")],
+    [
+        ("convolution", "between"),
+        ("pooling", "before"),
+        *(pytest.param("convolution", name, marks=pytest.mark.slow) for name in ("before", "after")),
+    ],
 )
 def test_a_neutral_block_leaves_the_model_as_it_is(position, activation):
     builder, shape, _ = MODELS["cnn"]

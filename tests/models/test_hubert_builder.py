@@ -260,6 +260,7 @@ def test_noise_after_the_encoder_s_input_does_not_matter(tmp_path):
     np.testing.assert_allclose(heard[1], heard[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_encoder_s_input_is_refused_where_noise_comes_before_it(folder):
     quiet, weights, encoder = built(path=str(folder), cache="memory", cache_stage="encoder_input")
     inputs, noisy = encoder.encode(clips()), hubert(3, path=str(folder), noise="hf_train")

@@ -32,6 +32,7 @@ def test_any_image_of_at_least_32_pixels_a_side(shape):
     assert (logits.shape, features.shape) == ((2, 10), (2, 4096))
 
 
+@pytest.mark.slow
 def test_initial_weights_are_those_of_torchvision():
     initialise = jax.jit(functools.partial(vgg11_bn(10).init, train=False), compiler_options=QUICK)
     params = initialise(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]

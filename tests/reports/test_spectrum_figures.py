@@ -64,7 +64,9 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name", ["ratios", *(pytest.param(name, marks=pytest.mark.slow) for name in FIGURES if name != "ratios")]
+)
 def test_figures_are_written_whole(name, tmp_path):
     png, pdf = save_figure(FIGURES[name](), tmp_path / "figure")
     pixels = imread(png)

@@ -147,6 +147,7 @@ class StopAfter(StopRequest):
         pass
 
 
+@pytest.mark.slow
 def test_a_seed_alone_and_interrupted_records_the_same(flags, recorded, tmp_path):
     alone = run_of(flags, "--config.seeds=1")
     train(*alone, tmp_path / "at_once")

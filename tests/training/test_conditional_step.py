@@ -144,6 +144,7 @@ def recording(calls):
     return Direction(lambda params: (), propose)
 
 
+@pytest.mark.slow
 def test_all_examples_and_both_passes_of_a_step_see_one_condition():
     correction, model, calls = FAMILIES["vector_scaling"](COUNTS), Logistic(), []
     make_step(*parts(model, correction, recording(calls)))(start(model, correction), DATA, INDICES[0], keys_of(0).step)

@@ -32,7 +32,8 @@ def losses(workdir, devices, *options):
     return np.array([[json.loads(line)[key] for key in keys] for line in lines])
 
 
-@pytest.mark.parametrize("driver", ["calls", pytest.param("scan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["calls", "scan"])
 def test_eight_devices_give_the_losses_of_one(tmp_path, driver):
     option = f"--config.training.driver={driver}"
     one, eight = losses(tmp_path / "one", 1, option), losses(tmp_path / "eight", 8, option)

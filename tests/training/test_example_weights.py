@@ -231,6 +231,7 @@ def test_pruning_changes_the_run_from_its_start_on(alone, tmp_path):
     assert early[START]["train/loss"] != late[START]["train/loss"]
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_in_an_epoch_that_began_with_a_choice_continues_exactly(alone, tmp_path):
     with pytest.raises(Interrupted):
         train(*experiment_of("--config.seeds=1"), tmp_path, StopAfter(18))
@@ -239,6 +240,7 @@ def test_a_run_interrupted_in_an_epoch_that_began_with_a_choice_continues_exactl
     assert ending(tmp_path, 1) == ending(alone, 1)
 
 
+@pytest.mark.slow
 def test_seeds_together_choose_each_for_itself(alone, tmp_path):
     train(*experiment_of("--config.seeds=0,1", "--config.training.seeds_together=yes"), tmp_path)
     for one, other in zip(ending(tmp_path, 1)[0], ending(alone, 1)[0], strict=True):

@@ -58,6 +58,7 @@ def gradients_of_layers(tree):
     return [float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(layers[f"layers_{i}"]))) for i in (0, 1)]
 
 
+@pytest.mark.slow
 def test_engines_drop_the_same_layers_for_all_examples_of_a_step(dropping):
     params, batch, objective = dropping
     directions = [improved_empirical_fisher(engine=engine, precision="float64") for engine in ("gram", "vmap")]

@@ -115,6 +115,7 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(uninterrupted, tmp_path):
     assert ending(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_continue_too(tmp_path):
     finish(tmp_path / "whole", *TOGETHER)
     process = start_and_wait(tmp_path / "killed", 3, *TOGETHER)
