@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from imbal_jax.config import load_config
 from imbal_jax.errors import InputError, not_found
-from imbal_jax.resolve import resolve
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 ROOT = pathlib.Path(__file__).parent.parent  # where the paths of config files start
@@ -38,6 +37,8 @@ class Published(NamedTuple):
     table: str  # such as "thesis_4_2"
     row: Callable[[Cell, str], str]  # (cell, metric) -> the paper's row
     column: Callable[[Cell, str], str]  # (cell, metric) -> the paper's column
+    seeds: int = 3  # that its means are over
+    deviations: bool = False  # whether what stands after its ± are standard deviations rather than standard errors
 
 
 class Table(NamedTuple):
@@ -50,6 +51,19 @@ class Table(NamedTuple):
     published: Published | None = None
     labels: Mapping[str, str] = {}  # value of an axis -> how it is written; itself by default
     where: Callable[[Cell], bool] | None = None  # which cells the table shows; all by default
+    percent: bool = True  # whether numbers are fractions shown in %, as the paper's; else they stay as they are
+    key: Callable[[Cell, str], str] | None = None  # (cell, metric) -> the key of a cell's result; the metric by default
+
+
+class Curve(NamedTuple):
+    """A figure of a study: metrics over an axis, a line for every value of another."""
+
+    name: str  # of its files
+    title: str
+    x: str  # an axis with numbers, or "imbalance": examples of the most frequent class per one of the rarest
+    lines: str  # an axis
+    metrics: tuple[str, ...] = ("test/balanced_accuracy",)
+    where: Callable[[Cell], bool] | None = None  # which cells the figure shows; all by default
 
 
 class Study(NamedTuple):
@@ -63,6 +77,7 @@ class Study(NamedTuple):
     overrides: Mapping[str, Any] = {}  # leaves that differ from the config in every cell
     overrides_of: Callable[[Cell], Mapping[str, Any]] | None = None  # leaves that depend on the cell
     where: Callable[[Cell], bool] | None = None  # which combinations are cells; all by default
+    curves: tuple[Curve, ...] = ()  # figures beside those that every report has
 
     def cells(self) -> Iterator[dict[str, str]]:
         """The combinations of the axes' values that are cells, the last axis running fastest."""
@@ -101,7 +116,7 @@ def check_study(study: Study) -> None:
     """Refuses what cannot name folders or fill tables.
 
     Raises:
-      InputError: an axis is empty, named twice, or has a value that names no folder; a table has rows of no axis.
+      InputError: an axis is empty, named twice, or has a value that names no folder; a table or a curve is of no axis.
     """
     names = [axis.name for axis in study.axes]
     if len(set(names)) < len(names):
@@ -114,6 +129,9 @@ def check_study(study: Study) -> None:
     for table in study.tables:
         if table.rows not in names:
             raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
+    for curve in study.curves:
+        if wrong := [axis for axis in (curve.x, curve.lines) if axis not in (*names, "imbalance")]:
+            raise InputError(f"curve {curve.name}: {not_found(wrong[0], names)}")
     if not any(True for _ in study.cells()):
         raise InputError(f"study {study.name}: expected at least one cell, got none")
 
@@ -164,6 +182,8 @@ def cell_config(study: Study, cell: Cell, seeds: tuple[int, ...], overrides: Map
     Raises:
       InputError: the config or one of the options is no valid one.
     """
+    from imbal_jax.resolve import resolve  # imports jax, which a report needs not
+
     given = {**study.options(cell), **overrides, "seeds": ",".join(map(str, seeds))}
     try:
         return resolve(load_config(config_spec(study, cell)), given)

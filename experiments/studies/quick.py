@@ -4,7 +4,7 @@ python -m experiments.launch quick --workdir=runs
 python -m experiments.report quick --workdir=runs
 """
 
-from experiments.study import Axis, Study, Table
+from experiments.study import Axis, Curve, Study, Table
 
 
 def get_study() -> Study:
@@ -18,4 +18,5 @@ def get_study() -> Study:
         ),
         tables=(Table("accuracy", "Bundled digits, imbalance by a Dirichlet draw", rows="method"),),
         overrides={"training.epochs": 10, "evaluation.batch_size": 256},
+        curves=(Curve("imbalance", "Balanced accuracy against imbalance", x="imbalance", lines="method"),),
     )
