@@ -1,6 +1,7 @@
 """Figures of bars: class distributions and training times."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +31,8 @@ def distributions_figure(panels: Mapping[str, tuple[np.ndarray, Sequence[str]]])
         if len(counts) > MAX_NAMED_CLASSES:
             axes.set_xlabel("class index")
             continue
-        axes.set_xticks(range(len(counts)), names, rotation=45, ha="right", rotation_mode="anchor")
+        slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(len(counts)), names, **slanted)
         for place, count in enumerate(counts):
             point = (place, max(count, axes.get_ylim()[0]))
             axes.annotate(f"{count:.0f}", point, (0, 2), textcoords="offset points", ha="center", fontsize=7)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from experiments.reporting.collect import CellResults, read_object
 from experiments.study import cell_name
 from imbal_jax.data.known import known_dataset
+from imbal_jax.reports.tables import readable
 
 UNKNOWN = "not recorded"
 MOST_NAMED = 3  # cells that are named beside a condition of theirs; of more, the number is told
@@ -80,8 +81,15 @@ def _of_config(config: Mapping[str, Any], data: str | None) -> dict[str, str]:
         "model": str(section["model"].get("name", UNKNOWN)),
         "epochs": str(training.get("epochs", UNKNOWN)),
         "batch size": str(training.get("batch_size", UNKNOWN)),
-        "tested parameters": str(training.get("select", UNKNOWN)),
+        "parameters tested": chosen_by(training.get("select")),
     }
+
+
+def chosen_by(select: str | None) -> str:
+    """Which parameters of a run were tested."""
+    if select is None:
+        return UNKNOWN
+    return "the last" if select == "last" else f"the best by {readable(select)}"
 
 
 def _of_machine(machine: Mapping[str, Any]) -> dict[str, str]:

@@ -13,17 +13,14 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
-    "–": "--",
     "†": r"$\dagger$",
     "°": r"$^\circ$",
-    "ν": r"$\nu$",
     "²": r"\textsuperscript{2}",
     "⁴": r"\textsuperscript{4}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 PLACES = {1: r"\textbf{%s}", 2: r"\underline{%s}", 3: r"\textit{%s}"}
-HEAD = r"""% Needs \usepackage{booktabs} and, for wide tables, \usepackage{graphicx}. In bold the first of a column, underlined
-% the second, in italics the third.
+HEAD = r"""% Needs \usepackage{booktabs,graphicx}. In bold the first of a column, underlined the second, italic the third.
 """
 
 
@@ -49,11 +46,14 @@ def latex_table(table: TableModel) -> str:
     second = [escape(table.table.rows)]
     for column in table.columns:
         second += ["ours", "paper", "difference"] if column.compared else ["ours"]
-    lines = [" & ".join(heads) + r" \\", " ".join(rules), " & ".join(second) + r" \\", r"\midrule"]
+    heads[0] = "" if max(widths) > 1 else second[0]
+    lines = [" & ".join(heads) + r" \\"]
+    if max(widths) > 1:
+        lines += [" ".join(rules), " & ".join(second) + r" \\"]
+    lines.append(r"\midrule")
     for label, entries in table.rows:
-        lines.append(
-            " & ".join([escape(label), *(text for entry in entries for text in _cells(entry, table))]) + r" \\"
-        )
+        cells = [text for entry in entries for text in _cells(entry, table)]
+        lines.append(" & ".join([escape(label), *cells]) + r" \\")
     conditions = " ".join(f"{escape(name)}: {escape(value)}." for name, value in condition_lines(table))
     notes = " ".join(map(escape, (MARKS, *footnotes(table))))
     return "\n".join(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from experiments.reporting.model import Entry, TableModel
 from experiments.reporting.text import MARKS, condition_lines, footnotes, metric_title, progress, shown
 
-_PUNCTUATION = re.compile(r"([\\`*_{}\[\]()#+!|~^$])")
+_PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|~^$])")
 PLACES = {1: "**{}**", 2: "<u>{}</u>", 3: "*{}*"}
 
 

@@ -24,15 +24,17 @@ a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 p { margin: .4rem 0; max-width: 75ch; }
 .quiet, figcaption, .notes, dt { color: var(--quiet); }
-.bar { height: .5rem; max-width: 24rem; border-radius: .25rem; background: var(--line); overflow: hidden; margin: .6rem 0; }
+.bar { height: .5rem; max-width: 24rem; border-radius: .25rem; background: var(--line); overflow: hidden; }
+.bar, h2 + .wide { margin: .6rem 0; }
 .bar span { display: block; height: 100%; background: var(--bar); }
 nav ul { list-style: none; margin: .8rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; }
 .key { display: inline-block; padding: 0 .45rem; border-radius: .2rem; margin-right: .3rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1.2rem; margin-top: 1.5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
+section { padding: 1.2rem; margin-top: 1.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { background: var(--head); font-weight: 600; text-align: center; }
+th, td { padding: .32rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { background: var(--head); font-weight: 600; text-align: center; white-space: normal; min-width: 5.2rem; }
 thead tr:last-child th { border-bottom: 2px solid var(--line); }
 thead .sub { font-weight: 400; color: var(--quiet); text-align: right; }
 th[scope=row], thead th.corner {
@@ -56,7 +58,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; ma
 dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 0 0 1.6rem; }
 figure:last-child { margin-bottom: 0; }
-figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: .35rem; padding: .5rem; }
+figure img { display: block; max-width: 100%; height: auto; }
+figure img { background: #ffffff; border-radius: .35rem; padding: .5rem; }
 figcaption { font-size: .86rem; margin-top: .4rem; max-width: 75ch; }
 @media print {
   :root {
