@@ -46,7 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("study", metavar="STUDY", help=f"one of {', '.join(study_names())}")
+    parser.add_argument("study", metavar="STUDY", help=f"a .py file, or {', '.join(study_names())}")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR")
     parser.add_argument("--seeds", metavar="A,B,...", help="only these (default: all there are)")
     parser.add_argument(
@@ -64,8 +64,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(arguments: list[str]) -> int:
     """Writes the report; returns the exit status."""
     options = parse(arguments)
-    study = load_study(options.study)
-    collected = collect(study, options.workdir.expanduser(), options.seeds)
+    workdir = options.workdir.expanduser()
+    study = load_study(options.study, workdir)
+    collected = collect(study, workdir, options.seeds)
     tables = [build_table(collected, table, options.data) for table in study.tables]
     folder = collected.folder / "report"
     pictures = write_pictures(draw_pictures(collected), folder / "figures") + attached(collected)

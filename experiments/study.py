@@ -1,10 +1,13 @@
 """Studies: a base config, axes over its options and seeds, and the tables they fill.
 
-A study is a short Python file in `experiments/studies` with a function `get_study() -> Study`, see `quick.py`. Its
-cells are the combinations of its axes' values, and every cell is trained with every seed.
+A study is a short Python file with a function `get_study() -> Study`, see `experiments/studies/quick.py`. Its cells are
+the combinations of its axes' values, and every cell is trained with every seed. A study that reads what other studies
+have left takes the folder of all studies, `get_study(workdir) -> Study`, see `experiments.winners`.
 """
 
 import importlib
+import importlib.util
+import inspect
 import itertools
 import pathlib
 import re
@@ -66,6 +69,14 @@ class Curve(NamedTuple):
     where: Callable[[Cell], bool] | None = None  # which cells the figure shows; all by default
 
 
+class Search(NamedTuple):
+    """What a study looks for: the best values of some axes for every combination of the others."""
+
+    axes: tuple[str, ...]  # that are searched
+    metric: str = "validation/cross_entropy"  # of the selected checkpoint, mean over seeds
+    largest: bool = False  # whether more is better
+
+
 class Study(NamedTuple):
     """What `python -m experiments.launch` trains and `python -m experiments.report` reads."""
 
@@ -77,6 +88,7 @@ class Study(NamedTuple):
     overrides: Mapping[str, Any] = {}  # leaves that differ from the config in every cell
     overrides_of: Callable[[Cell], Mapping[str, Any]] | None = None  # leaves that depend on the cell
     where: Callable[[Cell], bool] | None = None  # which combinations are cells; all by default
+    search: Search | None = None  # of a study that chooses hyper-parameters
     curves: tuple[Curve, ...] = ()  # figures beside those that every report has
 
     def cells(self) -> Iterator[dict[str, str]]:
@@ -99,16 +111,57 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "__init__")
 
 
-def load_study(name: str) -> Study:
-    """Loads a study by name.
+def load_study(name: str, workdir: pathlib.Path = pathlib.Path("runs")) -> Study:
+    """Loads a study.
+
+    Args:
+      name: of a study that comes with the project, or a path to a file with a function `get_study`. The path of its
+        config may then also start at the file's folder.
+      workdir: where the results of all studies lie.
 
     Raises:
-      InputError: there is none of this name, or what it describes is no study; the nearest names are given.
+      InputError: there is none of this name, the nearest are given; the file fails; what it describes is no study.
     """
-    if name not in study_names():
-        raise InputError(f"STUDY: {not_found(name, study_names())}")
-    study = importlib.import_module(f"experiments.studies.{name}").get_study()
+    if not name.endswith(".py"):
+        if name not in study_names():
+            raise InputError(f"STUDY: {not_found(name, study_names())}, or a path to a .py file")
+        study = _call_get_study(importlib.import_module(f"experiments.studies.{name}"), name, workdir)
+    else:
+        study = _read_study(pathlib.Path(name).expanduser(), workdir)
     check_study(study)
+    return study
+
+
+def _read_study(path: pathlib.Path, workdir: pathlib.Path) -> Study:
+    """A study of a user's file."""
+    if not path.is_file():
+        raise InputError(f"STUDY: no such file: {str(path)!r}")
+    module_spec = importlib.util.spec_from_file_location(f"imbal_jax_study_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
+        raise InputError(f"STUDY: {path} failed: {type(error).__name__}: {error}") from error
+    study = _call_get_study(module, str(path), workdir)
+    file, colon, argument = study.config.partition(":")
+    beside = path.parent.absolute() / file
+    return study._replace(config=f"{beside}{colon}{argument}") if beside.is_file() else study
+
+
+def _call_get_study(module: Any, name: str, workdir: pathlib.Path) -> Study:
+    """Calls a file's get_study, with the folder if it takes one, and checks what it returns."""
+    get_study = getattr(module, "get_study", None)
+    if get_study is None:
+        raise InputError(f"STUDY: expected a function get_study in {name}, found none")
+    try:
+        study = get_study(workdir) if inspect.signature(get_study).parameters else get_study()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"STUDY: get_study of {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(study, Study):
+        raise InputError(f"STUDY: expected a Study from get_study of {name}, got {type(study).__name__}")
     return study
 
 
@@ -116,9 +169,12 @@ def check_study(study: Study) -> None:
     """Refuses what cannot name folders or fill tables.
 
     Raises:
-      InputError: an axis is empty, named twice, or has a value that names no folder; a table or a curve is of no axis.
+      InputError: the study or a value of an axis has a name that names no folder, an axis is empty or named twice; a
+        table has rows of no axis, or a curve or a search looks along none.
     """
     names = [axis.name for axis in study.axes]
+    if not _SAFE.fullmatch(study.name) or study.name.strip(".") == "":
+        raise InputError(f"study: expected letters, digits and ._+- in its name, got {study.name!r}")
     if len(set(names)) < len(names):
         raise InputError(f"axes: expected different names, got {names}")
     for axis in study.axes:
@@ -132,6 +188,9 @@ def check_study(study: Study) -> None:
     for curve in study.curves:
         if wrong := [axis for axis in (curve.x, curve.lines) if axis not in (*names, "imbalance")]:
             raise InputError(f"curve {curve.name}: {not_found(wrong[0], names)}")
+    for name in () if study.search is None else study.search.axes:
+        if name not in names:
+            raise InputError(f"search: axes: {not_found(name, names)}")
     if not any(True for _ in study.cells()):
         raise InputError(f"study {study.name}: expected at least one cell, got none")
 

@@ -20,7 +20,7 @@ _SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 PLACES = {1: r"\textbf{%s}", 2: r"\underline{%s}", 3: r"\textit{%s}"}
-HEAD = r"""% Needs \usepackage{booktabs,graphicx}. In bold the first of a column, underlined the second, italic the third.
+HEAD = r"""% Needs \usepackage{booktabs,graphicx}. Bold: the first of a column; underlined: second; italic: third.
 """
 
 
