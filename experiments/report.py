@@ -96,6 +96,7 @@ def write_pictures(pictures: Sequence[Picture], folder: pathlib.Path) -> list[Dr
         # Without these the same figure would be other bytes every time.
         with matplotlib.rc_context({"svg.hashsalt": picture.name, "pdf.fonttype": 42}):
             picture.figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+            picture.figure.set_layout_engine("none")  # its places are found, and finding them takes long
             picture.figure.savefig(folder / f"{picture.name}.pdf", metadata={"CreationDate": None})
         (folder / f"{picture.name}.svg").write_bytes(content.getvalue())
         drawn.append(Drawn(picture.name, picture.caption, "image/svg+xml", content.getvalue()))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from experiments.reporting.latex import label_of
 from experiments.reporting.model import Entry, TableModel
 from experiments.reporting.style import STYLE
-from experiments.reporting.text import MARKS, condition_lines, footnotes, metric_title, progress, shown
+from experiments.reporting.text import MARKS, NOT_A_NUMBER, condition_lines, footnotes, metric_title, progress, shown
 
 PLACES = {1: "first", 2: "second", 3: "third"}
 # Nothing is fetched and nothing runs, whatever a name or a note may hold.
@@ -65,9 +65,11 @@ def _table_section(table: TableModel) -> str:
     """A table, its notes and the conditions of its runs."""
     notes = "".join(f"<p>{escape(note)}</p>" for note in footnotes(table))
     conditions = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in condition_lines(table))
+    metrics = ", ".join(metric_title(table, metric) for metric in table.table.metrics)
     rows = "".join(_row(label, entries, table) for label, entries in table.rows)
     return (
         f'<section id="table-{label_of(table.table.name)}">\n<h2>{escape(table.table.title)}</h2>\n'
+        f'<p class="quiet">{escape(metrics)}</p>\n'
         f'<div class="wide"><table>\n<thead>\n{_heads(table)}</thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
         f'<div class="notes">{notes}</div>\n'
         f"<details open><summary>Run conditions</summary><dl>{conditions}</dl></details>\n</section>\n"
@@ -83,8 +85,9 @@ def _heads(table: TableModel) -> str:
         for groups, members in itertools.groupby(range(len(widths)), key=lambda i: table.columns[i].groups):
             spans.append((", ".join(groups), sum(widths[i] for i in members)))
         lines.append("".join(_head(text, width) for text, width in spans))
-    titles = [metric_title(table, column.metric) for column in table.columns]
-    lines.append("".join(_head(text, width) for text, width in zip(titles, widths, strict=True)))
+    if not lines or len(table.table.metrics) > 1:
+        titles = [metric_title(table, column.metric) for column in table.columns]
+        lines.append("".join(_head(text, width) for text, width in zip(titles, widths, strict=True)))
     if any(column.compared for column in table.columns):
         parts = [("ours", "paper", "difference") if column.compared else ("ours",) for column in table.columns]
         lines.append(
@@ -114,6 +117,7 @@ def _cells(entry: Entry, table: TableModel) -> str:
     texts = shown(entry, table.table.percent)
     few = f'<small class="seeds">{escape(texts.seeds)}</small>' if texts.seeds else ""
     state = f" {entry.state}" if entry.state in ("missing", "partial") else ""
+    state += " nan" if texts.ours == NOT_A_NUMBER else ""
     ours = f'<td class="start{state}{_place(entry.rank)}">{_numbered(texts.ours, entry.rank)}{few}</td>'
     if not table.columns[entry.column].compared:
         return ours

@@ -17,9 +17,9 @@ body {
   margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-main { max-width: 84rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+main { max-width: 108rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 0 0 .8rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 p { margin: .4rem 0; max-width: 75ch; }
@@ -33,10 +33,10 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 section { padding: 1.2rem; margin-top: 1.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .32rem .48rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { background: var(--head); font-weight: 600; text-align: center; white-space: normal; min-width: 5.2rem; }
 thead tr:last-child th { border-bottom: 2px solid var(--line); }
-thead .sub { font-weight: 400; color: var(--quiet); text-align: right; }
+thead .sub { min-width: 0; font-weight: 400; color: var(--quiet); text-align: right; }
 th[scope=row], thead th.corner {
   text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--card); z-index: 1;
 }
@@ -45,12 +45,12 @@ thead th.corner { background: var(--head); vertical-align: bottom; }
 .first { background: var(--first); font-weight: 650; }
 .second { background: var(--second); font-weight: 550; }
 .third { background: var(--third); }
-.missing, .seeds { color: var(--gap); }
+.missing, .nan, .seeds { color: var(--gap); }
 .missing { font-style: italic; }
 .paper, .interval { color: var(--quiet); }
 .paper.first, .paper.second, .paper.third { color: inherit; }
 small { display: block; font-size: .82em; line-height: 1.25; }
-sup { font-size: .7em; line-height: 0; margin-left: .15em; }
+sup { font-size: .7em; line-height: 0; margin-left: .25em; }
 .notes { font-size: .84rem; margin-top: .7rem; }
 details { margin-top: .8rem; font-size: .86rem; }
 summary { cursor: pointer; font-weight: 600; }

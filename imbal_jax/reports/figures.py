@@ -65,7 +65,7 @@ def confusion_figure(confusion, class_names: Sequence[str]) -> Figure:
     num_classes = len(class_names)
     side = 2.6 + 0.42 * num_classes if num_classes <= MAX_NAMED_CLASSES else 6.5
     figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
-    image = _draw_confusion(axes, percent, fontsize=8)
+    image = _draw_confusion(axes, percent)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8, pad=0.02)
     if num_classes <= MAX_NAMED_CLASSES:
@@ -93,7 +93,7 @@ def confusions_figure(confusions: Mapping[str, Any], class_names: Sequence[str])
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     named = len(class_names) <= MAX_NAMED_CLASSES
     for i, (axes, (title, confusion)) in enumerate(zip(grid, confusions.items(), strict=False)):
-        image = _draw_confusion(axes, _row_percentages(confusion, len(class_names))[0], fontsize=6)
+        image = _draw_confusion(axes, _row_percentages(confusion, len(class_names))[0], fontsize=6, least=0.5)
         axes.set_title(title, fontsize=10)
         lowest, leftmost = i + columns >= len(confusions), i % columns == 0
         ticks = range(len(class_names)) if named else []
@@ -120,15 +120,16 @@ def _row_percentages(confusion: Any, num_classes: int) -> tuple[np.ndarray, np.n
     return percent, support[:, 0]
 
 
-def _draw_confusion(axes: Axes, percent: np.ndarray, *, fontsize: float) -> Any:
-    """Percentages as colours, and as numbers where there are few classes."""
+def _draw_confusion(axes: Axes, percent: np.ndarray, *, fontsize: float = 8, least: float = 0) -> Any:
+    """Percentages as colours, and as numbers, from the least that is written, where there are few classes."""
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.grid(visible=False)
     if len(percent) <= MAX_NAMED_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
-            if np.isfinite(value):
+            if np.isfinite(value) and value >= least:
                 colour = "white" if value > 55 else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=fontsize)
+                text = axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=fontsize)
+                text.set_in_layout(False)  # it lies within the panel, and asking every text takes seconds
     return image
 
 
