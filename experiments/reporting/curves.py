@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def curve_figure(curve: Curve, cells: Sequence[CellResults], labels: Mapping[str
                 turn, colour = divmod(number, len(COLOURS))
                 shape = f"{_MARKERS[number % len(_MARKERS)]}{('-', '--', ':', '-.')[turn % 4]}"
                 bars = np.nan_to_num(100 * error)
-                style = {"color": COLOURS[colour], "markersize": 4, "linewidth": 1.4, "capsize": 2}
+                style: Any = {"color": COLOURS[colour], "markersize": 4, "linewidth": 1.4, "capsize": 2}
                 axes.errorbar(x, 100 * mean, yerr=bars, fmt=shape, label=labels.get(name, name), **style)
         every = np.concatenate([points[:, 0] for points in lines.values()])
         if every.min() > 0 and every.max() > 8 * every.min():

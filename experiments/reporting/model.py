@@ -163,9 +163,18 @@ def _ranked(rows: list[list[Entry]], places: Sequence[tuple[tuple[str, ...], str
     ranked = [list(row) for row in rows]
     for i, (_, metric) in enumerate(places):
         less = metric.endswith(LESS_IS_BETTER)
-        ours = ranks([None if row[i].estimate is None else row[i].estimate.mean for row in rows], less_is_better=less)
-        paper = [None if row[i].published is None else row[i].published.value for row in rows]
-        theirs = ranks(paper, less_is_better=less)
+        ours = ranks([_our_mean(row[i]) for row in rows], less_is_better=less)
+        theirs = ranks([_printed_mean(row[i]) for row in rows], less_is_better=less)
         for row, rank, published_rank in zip(ranked, ours, theirs, strict=True):
             row[i] = row[i]._replace(rank=rank, published_rank=published_rank)
     return ranked
+
+
+def _our_mean(entry: Entry) -> float | None:
+    """Our mean, if there is one."""
+    return None if entry.estimate is None else entry.estimate.mean
+
+
+def _printed_mean(entry: Entry) -> float | None:
+    """The paper's number, if it prints one."""
+    return None if entry.published is None else float(entry.published.value)

@@ -114,7 +114,9 @@ def draw_gradient_norms(collected: Collected) -> Iterator[Picture]:
             counts = mean_of(next(iter(cells.values())), "class_counts")
             size = next(iter(shown.values())).values[GRADIENT_NORMS].shape[2]
             panels = {GRADIENT_NORMS: LABELS["contribution"]}
-            figure = class_curves_figure(shown, panels, names_of(cells, size), counts)
+            figure = class_curves_figure(
+                shown, panels, names_of(cells, size), None if counts is None else counts.tolist()
+            )
             title = f"Norm of each class's gradient of the final layer{f', {setting}' if setting else ''}."
             yield Picture(file_name("gradient_norms", setting), title + told, figure)
 
@@ -141,7 +143,9 @@ def draw_spectra(collected: Collected) -> Iterator[Picture]:
     for setting, cells in by_setting(collected).items():
         for method, cell in cells.items():
             for run in cell.runs:
-                places = {path.parent.parent.name: path.parent for path in sorted(run.glob("spectra/*/seed_*/*.json"))}
+                places = {
+                    path.parent.parent.name: path.parent for path in sorted(run.glob("spectra/*/seed_*/spectrum.json"))
+                }
                 for name, place in sorted(places.items()):
                     spectrum = read_spectrum(place)
                     title = ", ".join(filter(None, (setting, method, name)))

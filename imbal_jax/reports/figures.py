@@ -89,7 +89,7 @@ def confusions_figure(confusions: Mapping[str, Any], class_names: Sequence[str])
         raise InputError("confusions: expected at least one matrix, got none")
     columns = min(len(confusions), 4)
     rows = -(-len(confusions) // columns)
-    figure = Figure(figsize=(1.8 + 3 * columns, 0.8 + 3.1 * rows), layout=ConstrainedLayoutEngine(w_pad=0.05))
+    figure = Figure(figsize=(1.8 + 3 * columns, 0.8 + 3.1 * rows), layout=ConstrainedLayoutEngine(compress=True))
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     named = len(class_names) <= MAX_NAMED_CLASSES
     for i, (axes, (title, confusion)) in enumerate(zip(grid, confusions.items(), strict=False)):
