@@ -6,6 +6,8 @@ python -m experiments.report thesis_b_10 --workdir=runs
 For a GPU.
 """
 
+from collections.abc import Callable
+
 from experiments.study import Axis, Cell, Published, Study, Table
 from experiments.thesis import LABELS, WORDS
 
@@ -30,12 +32,17 @@ def get_study() -> Study:
                 metrics=("test/accuracy", "test/macro_f1", "test/balanced_accuracy"),
                 published=Published("thesis_B_10", _row, _column),
                 labels=LABELS,
-                where=lambda cell, direction=direction: cell["method"].startswith(direction),
+                where=_of(direction),
             )
             for direction in RATES
         ),
         where=lambda cell: cell["eta"] in RATES[cell["method"].split("_")[0]],
     )
+
+
+def _of(direction: str) -> Callable[[Cell], bool]:
+    """Whether a cell's method is of a direction."""
+    return lambda cell: cell["method"].startswith(direction)
 
 
 def _row(cell: Cell, metric: str) -> str:
