@@ -1,4 +1,4 @@
-"""Thesis Tables 4.2 and 5.4: VGG11-BN on imbalanced CIFAR-10 (4.1.4, Tables B.1 and B.5).
+"""Thesis Tables 4.2, 5.1 and 5.4: VGG11-BN on imbalanced CIFAR-10 (4.1.4, Tables B.1 and B.5).
 
   python -m imbal_jax.main --task=prepare --input=cifar-10-binary.tar.gz --output=$HOME/tensorflow_datasets
   python -m imbal_jax.main --config=configs/cifar10_vgg11.py --workdir=runs/cifar10_vgg11
@@ -14,7 +14,7 @@ An epoch with its validation takes about 40 s on two CPU cores, and 12 epochs re
 
 from ml_collections import ConfigDict
 
-from imbal_jax.recipes import classifier_of, correction, parse_method, schedule
+from imbal_jax.recipes import Method, classifier_of, correction, parse_method, schedule
 from imbal_jax.robust_recipes import WRAPPERS
 
 # Direction and learning rate by the method's direction.
@@ -29,8 +29,9 @@ DIRECTIONS = {
 
 
 def get_config(method: str = "baseline") -> ConfigDict:
-    """The study; `method` is read by `imbal_jax.recipes.parse_method`."""
-    chosen = parse_method(method)
+    """The study; `method` is "sgd_sampler" (Table 5.1) or read by `imbal_jax.recipes.parse_method`."""
+    sampled = Method("gradient", "baseline", "minority_in_every_batch")
+    chosen = sampled if method == "sgd_sampler" else parse_method(method)
     direction, learning_rate = DIRECTIONS[chosen.direction]
     if chosen.direction in ("gradient", *WRAPPERS) and chosen.correction.startswith("ldam"):
         learning_rate = 0.01

@@ -61,27 +61,76 @@ def confusion_figure(confusion, class_names: Sequence[str]) -> Figure:
     Raises:
       InputError: the matrix does not fit the names.
     """
-    matrix = np.asarray(confusion, np.float64)
+    percent, support = _row_percentages(confusion, len(class_names))
     num_classes = len(class_names)
+    side = 2.6 + 0.42 * num_classes if num_classes <= MAX_NAMED_CLASSES else 6.5
+    figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
+    image = _draw_confusion(axes, percent)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8, pad=0.02)
+    if num_classes <= MAX_NAMED_CLASSES:
+        labels = [f"{name} ({int(count)})" for name, count in zip(class_names, support, strict=True)]
+        axes.set_xticks(range(num_classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), labels)
+    return figure
+
+
+def confusions_figure(confusions: Mapping[str, Any], class_names: Sequence[str]) -> Figure:
+    """Several confusion matrices side by side, four in a row, each row in per cent of its class.
+
+    Args:
+      confusions: counts, [C, C], rows true, by the title of the panel.
+      class_names: C of them; with at most 20 they stand beside the outer panels.
+
+    Raises:
+      InputError: there is no matrix, or one does not fit the names.
+    """
+    if not confusions:
+        raise InputError("confusions: expected at least one matrix, got none")
+    columns = min(len(confusions), 4)
+    rows = -(-len(confusions) // columns)
+    figure = Figure(figsize=(1.8 + 3 * columns, 0.8 + 3.1 * rows), layout=ConstrainedLayoutEngine(compress=True))
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    named = len(class_names) <= MAX_NAMED_CLASSES
+    for i, (axes, (title, confusion)) in enumerate(zip(grid, confusions.items(), strict=False)):
+        image = _draw_confusion(axes, _row_percentages(confusion, len(class_names))[0], fontsize=6, least=0.5)
+        axes.set_title(title, fontsize=10)
+        lowest, leftmost = i + columns >= len(confusions), i % columns == 0
+        ticks = range(len(class_names)) if named else []
+        axes.set_xticks(ticks, class_names if named and lowest else [""] * len(ticks), rotation=90, fontsize=8)
+        axes.set_yticks(ticks, class_names if named and leftmost else [""] * len(ticks), fontsize=8)
+        axes.set(xlabel="predicted class" if lowest else "", ylabel="true class" if leftmost else "")
+    for axes in grid[len(confusions) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=grid, label="share of the true class (%)", shrink=0.8 / rows, pad=0.01)
+    return figure
+
+
+def _row_percentages(confusion: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """A confusion matrix in per cent of its rows, NaN in those without examples, and the examples of each, [C].
+
+    Raises:
+      InputError: the matrix has another number of classes.
+    """
+    matrix = np.asarray(confusion, np.float64)
     if matrix.shape != (num_classes, num_classes):
         raise InputError(f"confusion: expected shape {(num_classes, num_classes)}, got {matrix.shape}")
     support = matrix.sum(axis=1, keepdims=True)
     percent = np.divide(100 * matrix, support, out=np.full_like(matrix, np.nan), where=support > 0)
-    side = 2.6 + 0.42 * num_classes if num_classes <= MAX_NAMED_CLASSES else 6.5
-    figure, (axes,) = new_figure(1, width=side + 0.8, height=side)
+    return percent, support[:, 0]
+
+
+def _draw_confusion(axes: Axes, percent: np.ndarray, *, fontsize: float = 8, least: float = 0) -> Any:
+    """Percentages as colours, and as numbers, from the least that is written, where there are few classes."""
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.grid(visible=False)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8, pad=0.02)
-    if num_classes <= MAX_NAMED_CLASSES:
-        labels = [f"{name} ({int(count)})" for name, count in zip(class_names, support[:, 0], strict=True)]
-        axes.set_xticks(range(num_classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(num_classes), labels)
+    if len(percent) <= MAX_NAMED_CLASSES:
         for (row, column), value in np.ndenumerate(percent):
-            if np.isfinite(value):
+            if np.isfinite(value) and value >= least:
                 colour = "white" if value > 55 else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    return figure
+                text = axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=fontsize)
+                text.set_in_layout(False)  # it lies within the panel, and asking every text takes seconds
+    return image
 
 
 def learning_curves_figure(records_by_seed: Mapping[int, Sequence[Record]]) -> Figure:

@@ -87,6 +87,17 @@ def test_confusion_of_many_classes_has_no_text():
     assert _texts(FIGURES["many classes"]().axes[0]) == []
 
 
+def test_confusions_stand_four_in_a_row_and_leave_small_shares_out():
+    matrices = {f"method {i}": [[995, 5], [1, 999]] for i in range(5)}
+    drawn = figures.confusions_figure(matrices, ["cat", "dog"])
+    panels = [axes for axes in drawn.axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in panels] == list(matrices)
+    assert _texts(panels[0]) == ["100", "0", "100"]  # 0.5 % is written, 0.1 % is not
+    np.testing.assert_allclose(panels[4].images[0].get_array(), [[99.5, 0.5], [0.1, 99.9]])
+    with pytest.raises(InputError, match="at least one matrix"):
+        figures.confusions_figure({}, ["cat", "dog"])
+
+
 def _lines(axes, label):
     """The thick line of a label and the thin ones of its colour."""
     (thick,) = [line for line in axes.lines if line.get_label() == label]

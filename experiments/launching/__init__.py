@@ -1,0 +1,1 @@
+"""What `python -m experiments.launch` is made of."""

@@ -1,0 +1,110 @@
+"""Whether the seeds of a cell are trained together by vmap: where it is faster and the memory holds them."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.launching.devices import Slot
+from experiments.launching.jobs import Paths
+from experiments.launching.local import worker_environment
+from experiments.launching.plan import Together, with_seeds
+from imbal_jax.errors import InputError
+from imbal_jax.reports.records import plain, write_json
+
+_GAIN = 1.05  # by how much together must be faster: apart, workers share the seeds and lose less when killed
+# What the answer depends on: on a CPU only the kind of network.
+_ON_CPU = ("data", "classes", "model")
+_ON_ACCELERATOR = (*_ON_CPU, "augmentation", "correction", "direction", "step_rule", "training")
+
+
+def decide(
+    paths: Paths, configs: Mapping[str, ConfigDict], cells: Sequence[str], seeds: tuple[int, ...], slot: Slot
+) -> dict[str, Together]:
+    """Decides for some cells; what has been measured before is read from launch/grouping.json.
+
+    Args:
+      paths: of the study.
+      configs: of all cells.
+      cells: those to decide for.
+      seeds: to train of each.
+      slot: where it is measured.
+
+    Raises:
+      InputError: a measurement failed; the last lines it printed are given.
+    """
+    on_gpu = slot.name.startswith("GPU")
+    file = paths.launch / "grouping.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    decisions, keys = {}, {}
+    for cell in cells:
+        config = plain(configs[cell].to_dict())
+        choice = config["training"]["seeds_together"]
+        if choice != "auto":
+            decisions[cell] = Together(choice == "yes", f"training.seeds_together={choice}")
+            continue
+        keys[cell] = signature(config, seeds, _ON_ACCELERATOR if on_gpu else _ON_CPU, slot.name if on_gpu else "CPU")
+    to_measure = {key: cell for cell, key in keys.items() if key not in known}
+    requests = [with_seeds(plain(configs[cell].to_dict()), seeds, "auto") for cell in to_measure.values()]
+    # On an accelerator a process for each, because the peak of memory is that of a process.
+    batches = [[request] for request in requests] if on_gpu else [requests] if requests else []
+    answers = [answer for batch in batches for answer in ask(paths, "seeds", batch, slot)]
+    for (key, cell), answer in zip(to_measure.items(), answers, strict=True):
+        known[key] = {"cell": cell, **judge(answer, len(seeds))._asdict(), "measured": answer}
+    if to_measure:
+        write_json(file, known)
+    return {
+        cell: decisions.get(cell) or Together(known[keys[cell]]["together"], known[keys[cell]]["why"]) for cell in cells
+    }
+
+
+def judge(answer: Mapping[str, Any], seeds: int) -> Together:
+    """What a measurement says.
+
+    Args:
+      answer: of `experiments.launching.probe`.
+      seeds: how many would be trained together.
+    """
+    if answer["streamed"]:
+        return Together(False, "examples come from the host")
+    if "apart" not in answer:
+        if answer["convolutions"]:
+            return Together(False, "convolutions on a CPU: vmap makes slower, grouped ones of them")
+        return Together(True, "no convolutions: small products become larger ones")
+    if answer["together"] is None:
+        return Together(False, f"the memory does not hold {seeds} seeds")
+    apart, together = seeds * answer["apart"]["seconds"], answer["together"]["seconds"]
+    told = f"a step of {seeds} seeds takes {1e3 * together:.3g} ms together, {1e3 * apart:.3g} ms one after the other"
+    return Together(together * _GAIN < apart, told)
+
+
+def signature(config: Mapping[str, Any], seeds: Sequence[int], sections: Sequence[str], device: str) -> str:
+    """A short hash of what a measurement depends on."""
+    parts = [device, len(seeds), *(config.get(section) for section in sections)]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
+def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slot) -> Any:
+    """Has something measured in a process of its own, see `experiments.launching.probe`.
+
+    Raises:
+      InputError: the process failed; the last lines it printed are given.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        # Its own compiled programs: what is measured is a first run.
+        environment = {**worker_environment(paths, slot), "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+        asked = {"what": what, "cpus": slot.cpus, "started": time.time(), "configs": configs}
+        write_json(request, asked)
+        command = [sys.executable, "-m", "experiments.launching.probe", str(request), str(answer)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"measuring failed: {' / '.join(done.stderr.splitlines()[-3:])}")
+        return json.loads(answer.read_text())

@@ -1,0 +1,125 @@
+"""Jobs, and where what belongs to them lies.
+
+A study lies in DIR/STUDY: its runs in runs/CELL/RUN, where RUN is "seeds_0" or, of seeds trained together,
+"seeds_0_1_2"; what belongs to the launcher in launch/. A seed of a cell is finished when some run of the cell has its
+result.json.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from imbal_jax.reports.records import write_json
+from imbal_jax.training.folders import seed_folder
+
+PENDING = "pending"  # nothing of it has been trained
+INTERRUPTED = "interrupted"  # begun, to be resumed
+
+
+class Paths(NamedTuple):
+    """Where the parts of a study lie."""
+
+    root: pathlib.Path  # DIR/STUDY
+
+    @property
+    def runs(self) -> pathlib.Path:
+        """The run folders, CELL/RUN."""
+        return self.root / "runs"
+
+    @property
+    def launch(self) -> pathlib.Path:
+        """What belongs to the launcher."""
+        return self.root / "launch"
+
+
+class Job(NamedTuple):
+    """One run to be trained, by one process."""
+
+    cell: str  # its folder
+    seeds: tuple[int, ...]
+    state: str  # PENDING or INTERRUPTED
+    config: dict[str, Any]  # resolved
+
+    @property
+    def run(self) -> str:
+        """The run's folder in the cell's."""
+        return run_name(self.seeds)
+
+    @property
+    def name(self) -> str:
+        """As it is told."""
+        return f"{self.cell} {self.run}"
+
+
+def run_name(seeds: Sequence[int]) -> str:
+    """The folder of a run that trains some seeds."""
+    return "seeds_" + "_".join(map(str, seeds))
+
+
+def seeds_in(run: str) -> tuple[int, ...] | None:
+    """The seeds of a run by its folder's name; None if the name is not one of ours."""
+    parts = run.removeprefix("seeds_").split("_")
+    if not run.startswith("seeds_") or not all(part.isdecimal() for part in parts):
+        return None
+    return tuple(map(int, parts))
+
+
+def cell_runs(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
+    """The runs in a cell's folder that have begun, by their seeds."""
+    runs = {}
+    for path in sorted(folder.glob("seeds_*/config.json")):
+        if (seeds := seeds_in(path.parent.name)) is not None:
+            runs[seeds] = path.parent
+    return runs
+
+
+def results_of(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """The folder of every seed of a cell that has a result."""
+    found = {}
+    for seeds, run in cell_runs(folder).items():
+        found |= {seed: seed_folder(run, seed) for seed in seeds if (seed_folder(run, seed) / "result.json").exists()}
+    return found
+
+
+def run_folder(paths: Paths, job: Job) -> pathlib.Path:
+    """Where a job's run lies."""
+    return paths.runs / job.cell / job.run
+
+
+def log_file(paths: Paths, job: Job) -> pathlib.Path:
+    """What the processes that trained a job have printed."""
+    return paths.launch / "logs" / job.cell / f"{job.run}.log"
+
+
+def outcome_file(paths: Paths, cell: str, seeds: Sequence[int]) -> pathlib.Path:
+    """The exit status of the last process that trained a run to its end or to a failure."""
+    return paths.launch / "outcomes" / cell / f"{run_name(seeds)}.json"
+
+
+def read_outcome(paths: Paths, cell: str, seeds: Sequence[int]) -> int | None:
+    """The exit status in a run's outcome file; None where there is none."""
+    try:
+        return json.loads(outcome_file(paths, cell, seeds).read_text())["status"]
+    except FileNotFoundError:
+        return None
+
+
+def locks_of(paths: Paths, job: Job) -> list[pathlib.Path]:
+    """A lock for every seed: launchers that group seeds differently must not train the same one either."""
+    return [paths.launch / "locks" / job.cell / f"seed_{seed}.lock" for seed in job.seeds]
+
+
+def write_job(paths: Paths, job: Job) -> pathlib.Path:
+    """Writes what a worker needs to know, see `experiments.launching.worker`; returns the file."""
+    file = paths.launch / "jobs" / job.cell / f"{job.run}.json"
+    told = {
+        "name": job.name,
+        "seeds": job.seeds,
+        "folder": run_folder(paths, job),
+        "locks": locks_of(paths, job),
+        "outcome": outcome_file(paths, job.cell, job.seeds),
+        "config": job.config,
+    }
+    write_json(file, told)
+    return file

@@ -1,0 +1,158 @@
+"""From a study to jobs: what its folders hold already and what is still to be trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, cell_runs, results_of, run_folder
+from experiments.study import Cell, Study, cell_config, cell_name
+from imbal_jax.errors import InputError
+from imbal_jax.reports.records import plain
+from imbal_jax.resolve import resolve
+from imbal_jax.training.experiment import (
+    EvaluationOptions,
+    TrainingOptions,
+    check_evaluation_options,
+    check_training_options,
+)
+from imbal_jax.training.folders import config_differences, read_config
+
+
+class Together(NamedTuple):
+    """Whether the seeds of a cell are trained at once, and why."""
+
+    together: bool
+    why: str
+
+
+class Plan(NamedTuple):
+    """What there is to do."""
+
+    jobs: tuple[Job, ...]
+    finished: Mapping[str, tuple[int, ...]]  # by cell, of the seeds asked for
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run folder with the options that are newer than it."""
+    return plain(resolve(ConfigDict(stored)).to_dict())
+
+
+def resolved_cells(study: Study, seeds: tuple[int, ...], overrides: Mapping[str, str]) -> dict[str, ConfigDict]:
+    """The config of every cell, all checked before anything starts.
+
+    Raises:
+      InputError: a config or one of its options is no valid one; the cell is named.
+    """
+    configs = {}
+    for cell in study.cells():
+        config = cell_config(study, cell, seeds, overrides)
+        check_options(cell, config)
+        configs[cell_name(cell)] = config
+    return configs
+
+
+def check_options(cell: Cell, config: ConfigDict) -> None:
+    """Checks what can be checked without the data.
+
+    Raises:
+      InputError: an option of the sections training or evaluation is out of range.
+    """
+    try:
+        check_training_options(TrainingOptions(**config.training), config.validation.fraction > 0)
+        check_evaluation_options(EvaluationOptions(**config.evaluation))
+    except InputError as error:
+        raise InputError(f"{cell_name(cell)}: {error}") from error
+
+
+def check_stored(paths: Paths, configs: Mapping[str, ConfigDict]) -> None:
+    """Refuses run folders that were trained with another config; seeds may have been grouped otherwise.
+
+    Raises:
+      InputError: a run has another config; the differing leaves are named.
+    """
+    for cell, config in configs.items():
+        given = plain(config.to_dict())
+        for seeds, run in cell_runs(paths.runs / cell).items():
+            stored = completed(read_config(run) or {})
+            differences = config_differences(stored, with_seeds(given, seeds, _together(stored)))
+            if differences:
+                raise InputError(
+                    f"--workdir: {run} holds a run of another config: {'; '.join(differences)}; use another workdir"
+                )
+
+
+def with_seeds(config: dict[str, Any], seeds: Sequence[int], together: str) -> dict[str, Any]:
+    """The config of a run of some seeds of a cell."""
+    training = {**config["training"], "seeds_together": together}
+    return {**config, "seeds": ",".join(map(str, seeds)), "training": training}
+
+
+def _together(config: dict[str, Any]) -> str:
+    """How a config groups its seeds."""
+    return config["training"]["seeds_together"]
+
+
+def make_plan(
+    paths: Paths,
+    configs: Mapping[str, ConfigDict],
+    seeds: tuple[int, ...],
+    together: Callable[[str], Together],
+) -> Plan:
+    """What lies in the folders, and the jobs for the rest.
+
+    Args:
+      paths: of the study.
+      configs: of the cells, see `resolved_cells`.
+      seeds: to train of every cell.
+      together: by cell, whether seeds that nothing is known of yet are trained together.
+    """
+    jobs: list[Job] = []
+    finished = {}
+    for cell, config in configs.items():
+        of_cell = cell_jobs(paths, cell, plain(config.to_dict()), seeds, together)
+        jobs += of_cell
+        left = {seed for job in of_cell for seed in job.seeds}
+        finished[cell] = tuple(seed for seed in seeds if seed not in left)
+    return Plan(tuple(jobs), finished)
+
+
+def cell_jobs(
+    paths: Paths,
+    cell: str,
+    config: dict[str, Any],
+    seeds: tuple[int, ...],
+    together: Callable[[str], Together],
+) -> list[Job]:
+    """The jobs of one cell: runs that have begun are resumed as they are, the other seeds are grouped anew."""
+    folder = paths.runs / cell
+    done = results_of(folder)
+    missing = [seed for seed in seeds if seed not in done]
+    jobs = []
+    for run_seeds, run in cell_runs(folder).items():
+        left = [seed for seed in run_seeds if seed not in done]
+        if any(seed in done and done[seed].parent != run for seed in run_seeds):
+            continue  # resumed, it would train again what another run has finished
+        # A run that was killed after its last result lacks its summary, which takes no training.
+        unsummarised = not left and set(run_seeds) <= set(seeds) and not (run / "summary.json").exists()
+        if unsummarised or (left and set(left) <= set(missing)):
+            stored = completed(read_config(run) or {})
+            jobs.append(Job(cell, run_seeds, INTERRUPTED, with_seeds(config, run_seeds, _together(stored))))
+            missing = [seed for seed in missing if seed not in run_seeds]
+    if not missing:
+        return jobs
+    grouped = len(missing) > 1 and together(cell).together
+    groups = [tuple(missing)] if grouped else [(seed,) for seed in missing]
+    choice = "yes" if grouped else _together(config)
+    return jobs + [Job(cell, group, PENDING, with_seeds(config, group, choice)) for group in groups]
+
+
+def remaining(paths: Paths, job: Job) -> Job | None:
+    """A job without the seeds that other runs have finished since it was planned; None where nothing is left to do."""
+    run, done = run_folder(paths, job), results_of(paths.runs / job.cell)
+    left = tuple(seed for seed in job.seeds if seed not in done or done[seed].parent == run)
+    if not left:
+        return None
+    if left != job.seeds:
+        return remaining(paths, job._replace(seeds=left, config=with_seeds(job.config, left, _together(job.config))))
+    return None if set(left) <= set(done) and (run / "summary.json").exists() else job

@@ -1,0 +1,250 @@
+"""Studies: a base config, axes over its options and seeds, and the tables they fill.
+
+A study is a short Python file with a function `get_study() -> Study`, see `experiments/studies/quick.py`. Its cells are
+the combinations of its axes' values, and every cell is trained with every seed. A study that reads what other studies
+have left takes the folder of all studies, `get_study(workdir) -> Study`, see `experiments.winners`.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from imbal_jax.config import load_config
+from imbal_jax.errors import InputError, not_found
+
+STUDIES = pathlib.Path(__file__).parent / "studies"
+ROOT = pathlib.Path(__file__).parent.parent  # where the paths of config files start
+_SAFE = re.compile(r"[A-Za-z0-9_.+-]+")  # what an axis and its values may be made of: they name folders
+
+Cell = Mapping[str, str]  # the name of every axis -> one of its values, as text
+
+
+class Axis(NamedTuple):
+    """What a study varies."""
+
+    name: str
+    values: tuple[str, ...]  # as on the command line
+    key: str | None = None  # the config's leaf; None where only the config's argument names the axis
+
+
+class Published(NamedTuple):
+    """Where a paper prints what a table holds, see `experiments.published_tables`."""
+
+    table: str  # such as "thesis_4_2"
+    row: Callable[[Cell, str], str]  # (cell, metric) -> the paper's row
+    column: Callable[[Cell, str], str]  # (cell, metric) -> the paper's column
+    seeds: int = 3  # that its means are over
+    deviations: bool = False  # whether what stands after its ± are standard deviations rather than standard errors
+
+
+class Table(NamedTuple):
+    """A table of a study: rows of one axis, columns of metrics and of the values of the other axes."""
+
+    name: str  # of its files
+    title: str
+    rows: str  # an axis
+    metrics: tuple[str, ...] = ("test/accuracy", "test/balanced_accuracy", "test/macro_f1")
+    published: Published | None = None
+    labels: Mapping[str, str] = {}  # value of an axis -> how it is written; itself by default
+    where: Callable[[Cell], bool] | None = None  # which cells the table shows; all by default
+    percent: bool = True  # whether numbers are fractions shown in %, as the paper's; else they stay as they are
+    key: Callable[[Cell, str], str] | None = None  # (cell, metric) -> the key of a cell's result; the metric by default
+
+
+class Curve(NamedTuple):
+    """A figure of a study: metrics over an axis, a line for every value of another."""
+
+    name: str  # of its files
+    title: str
+    x: str  # an axis with numbers, or "imbalance": examples of the most frequent class per one of the rarest
+    lines: str  # an axis
+    metrics: tuple[str, ...] = ("test/balanced_accuracy",)
+    where: Callable[[Cell], bool] | None = None  # which cells the figure shows; all by default
+
+
+class Search(NamedTuple):
+    """What a study looks for: the best values of some axes for every combination of the others."""
+
+    axes: tuple[str, ...]  # that are searched
+    metric: str = "validation/cross_entropy"  # of the selected checkpoint, mean over seeds
+    largest: bool = False  # whether more is better
+
+
+class Study(NamedTuple):
+    """What `python -m experiments.launch` trains and `python -m experiments.report` reads."""
+
+    name: str  # of its file
+    config: str  # FILE or FILE:ARGUMENT, from the project's root; "{axis}" in it stands for the cell's value
+    axes: tuple[Axis, ...]
+    tables: tuple[Table, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    overrides: Mapping[str, Any] = {}  # leaves that differ from the config in every cell
+    overrides_of: Callable[[Cell], Mapping[str, Any]] | None = None  # leaves that depend on the cell
+    where: Callable[[Cell], bool] | None = None  # which combinations are cells; all by default
+    search: Search | None = None  # of a study that chooses hyper-parameters
+    curves: tuple[Curve, ...] = ()  # figures beside those that every report has
+
+    def cells(self) -> Iterator[dict[str, str]]:
+        """The combinations of the axes' values that are cells, the last axis running fastest."""
+        names = [axis.name for axis in self.axes]
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            cell = dict(zip(names, values, strict=True))
+            if self.where is None or self.where(cell):
+                yield cell
+
+    def options(self, cell: Cell) -> dict[str, str]:
+        """The leaves in which a cell differs from its config file, as text."""
+        of_axes = {axis.key: cell[axis.name] for axis in self.axes if axis.key is not None}
+        of_cell = {} if self.overrides_of is None else self.overrides_of(cell)
+        return {key: str(value) for key, value in {**self.overrides, **of_cell, **of_axes}.items()}
+
+
+def study_names() -> list[str]:
+    """The studies that come with the project."""
+    return sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "__init__")
+
+
+def load_study(name: str, workdir: pathlib.Path = pathlib.Path("runs")) -> Study:
+    """Loads a study.
+
+    Args:
+      name: of a study that comes with the project, or a path to a file with a function `get_study`. The path of its
+        config may then also start at the file's folder.
+      workdir: where the results of all studies lie.
+
+    Raises:
+      InputError: there is none of this name, the nearest are given; the file fails; what it describes is no study.
+    """
+    if not name.endswith(".py"):
+        if name not in study_names():
+            raise InputError(f"STUDY: {not_found(name, study_names())}, or a path to a .py file")
+        study = _call_get_study(importlib.import_module(f"experiments.studies.{name}"), name, workdir)
+    else:
+        study = _read_study(pathlib.Path(name).expanduser(), workdir)
+    check_study(study)
+    return study
+
+
+def _read_study(path: pathlib.Path, workdir: pathlib.Path) -> Study:
+    """A study of a user's file."""
+    if not path.is_file():
+        raise InputError(f"STUDY: no such file: {str(path)!r}")
+    module_spec = importlib.util.spec_from_file_location(f"imbal_jax_study_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
+        raise InputError(f"STUDY: {path} failed: {type(error).__name__}: {error}") from error
+    study = _call_get_study(module, str(path), workdir)
+    file, colon, argument = study.config.partition(":")
+    beside = path.parent.absolute() / file
+    return study._replace(config=f"{beside}{colon}{argument}") if beside.is_file() else study
+
+
+def _call_get_study(module: Any, name: str, workdir: pathlib.Path) -> Study:
+    """Calls a file's get_study, with the folder if it takes one, and checks what it returns."""
+    get_study = getattr(module, "get_study", None)
+    if get_study is None:
+        raise InputError(f"STUDY: expected a function get_study in {name}, found none")
+    try:
+        study = get_study(workdir) if inspect.signature(get_study).parameters else get_study()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"STUDY: get_study of {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(study, Study):
+        raise InputError(f"STUDY: expected a Study from get_study of {name}, got {type(study).__name__}")
+    return study
+
+
+def check_study(study: Study) -> None:
+    """Refuses what cannot name folders or fill tables.
+
+    Raises:
+      InputError: the study or a value of an axis has a name that names no folder, an axis is empty or named twice; a
+        table has rows of no axis, or a curve or a search looks along none.
+    """
+    names = [axis.name for axis in study.axes]
+    if not _SAFE.fullmatch(study.name) or study.name.strip(".") == "":
+        raise InputError(f"study: expected letters, digits and ._+- in its name, got {study.name!r}")
+    if len(set(names)) < len(names):
+        raise InputError(f"axes: expected different names, got {names}")
+    for axis in study.axes:
+        if not axis.values or len(set(axis.values)) < len(axis.values):
+            raise InputError(f"axis {axis.name}: expected different values, got {axis.values}")
+        if bad := [text for text in (axis.name, *axis.values) if not _SAFE.fullmatch(text)]:
+            raise InputError(f"axis {axis.name}: expected letters, digits and ._+- in names and values, got {bad}")
+    for table in study.tables:
+        if table.rows not in names:
+            raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
+    for curve in study.curves:
+        if wrong := [axis for axis in (curve.x, curve.lines) if axis not in (*names, "imbalance")]:
+            raise InputError(f"curve {curve.name}: {not_found(wrong[0], names)}")
+    for name in () if study.search is None else study.search.axes:
+        if name not in names:
+            raise InputError(f"search: axes: {not_found(name, names)}")
+    if not any(True for _ in study.cells()):
+        raise InputError(f"study {study.name}: expected at least one cell, got none")
+
+
+def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
+    """The study with some values of some axes only.
+
+    Args:
+      study: a study.
+      only: values by axis.
+
+    Raises:
+      InputError: there is no such axis or value; the nearest are named.
+    """
+    by_name = {axis.name: axis for axis in study.axes}
+    for name, values in only.items():
+        if name not in by_name:
+            raise InputError(f"--only: {not_found(name, by_name)}")
+        for value in values:
+            if value not in by_name[name].values:
+                raise InputError(f"--only={name}: {not_found(value, by_name[name].values)}")
+    kept = tuple(
+        axis._replace(values=tuple(value for value in axis.values if value in only.get(axis.name, axis.values)))
+        for axis in study.axes
+    )
+    return study._replace(axes=kept)
+
+
+def cell_name(cell: Cell) -> str:
+    """A cell's folder, "alpha=0.1,method=drw"."""
+    return ",".join(f"{name}={value}" for name, value in cell.items())
+
+
+def config_spec(study: Study, cell: Cell) -> str:
+    """The FILE:ARGUMENT of a cell's config, an absolute path."""
+    return str(ROOT / study.config.format(**cell))
+
+
+def cell_config(study: Study, cell: Cell, seeds: tuple[int, ...], overrides: Mapping[str, str] = {}) -> ConfigDict:
+    """The resolved config of a cell's run.
+
+    Args:
+      study: the study.
+      cell: one of its cells.
+      seeds: that the run trains.
+      overrides: leaves, as text, that differ from what the study says.
+
+    Raises:
+      InputError: the config or one of the options is no valid one.
+    """
+    from imbal_jax.resolve import resolve  # imports jax, which a report needs not
+
+    given = {**study.options(cell), **overrides, "seeds": ",".join(map(str, seeds))}
+    try:
+        return resolve(load_config(config_spec(study, cell)), given)
+    except InputError as error:
+        raise InputError(f"{cell_name(cell)}: {error}") from error

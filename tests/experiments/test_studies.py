@@ -1,0 +1,67 @@
+"""The studies of the papers' tables: their configs, and where the papers print what they train."""
+
+import pytest
+
+from experiments.published_tables import lookup
+from experiments.study import Published, cell_config, load_study, study_names
+from imbal_jax.errors import InputError
+
+# Rows that are new here: the thesis has no iEF and no EF on CIFAR-10.
+NOT_PUBLISHED = {("thesis_4_2", row) for row in ("iEF Raw", "EF Raw")}
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_cell_resolves_and_has_its_published_number(name):
+    study = load_study(name)
+    assert study.name == name
+    for cell in study.cells():
+        assert cell_config(study, cell, (0,)).seeds == "0"
+    for table in study.tables:
+        shown = [cell for cell in study.cells() if table.where is None or table.where(cell)]
+        assert shown
+        for cell in shown if table.published is not None else ():
+            for metric in table.metrics:
+                _check(table.published, cell, metric)
+
+
+def _check(published: Published, cell, metric):
+    """The paper prints a number for this cell, or is known to print none."""
+    row, column = published.row(cell, metric), published.column(cell, metric)
+    if (published.table, row) in NOT_PUBLISHED:
+        with pytest.raises(InputError, match=row):
+            lookup(published.table, row, column)
+    else:
+        assert isinstance(lookup(published.table, row, column).value, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "cells"),
+    [
+        ("thesis_4_2", ["thesis_4_2"], 11 * 4),
+        ("thesis_cifar10", ["thesis_4_2", "thesis_5_1", "thesis_5_4"], 15 * 4),
+        ("thesis_b_10", ["thesis_B_10_ief", "thesis_B_10_gdn"], 20),
+        ("thesis_figure_5_1", ["thesis_figure_5_1"], 3),
+        ("saddle_1", ["saddle_1"], 16),
+        ("absgd_6", ["absgd_6"], 40),
+        ("lct_3", ["lct_3_cifar", "lct_3_medical"], 54),
+    ],
+)
+def test_studies_have_the_rows_of_their_tables(name, tables, cells):
+    study = load_study(name)
+    assert [table.name for table in study.tables] == tables
+    assert len(list(study.cells())) == cells
+
+
+def test_cells_have_the_settings_that_their_names_say():
+    study = load_study("thesis_cifar10")
+    configs = {tuple(cell.values()): cell_config(study, cell, (0,)) for cell in study.cells()}
+    assert configs["balanced", "baseline"].profile.to_dict() == {"name": "natural"}
+    assert configs["10.0", "ekfac_irw"].profile.to_dict() == {"name": "thesis_table_b1", "alpha": 10.0}
+    assert configs["0.1", "sgd_sampler"].sampler.name == "minority_in_every_batch"
+    assert configs["0.1", "sgd_sampler"].direction.name == "gradient"
+    norms = load_study("thesis_figure_5_1")
+    assert all(cell_config(norms, cell, (0,)).record.class_gradient_norms for cell in norms.cells())
+    rho = load_study("saddle_rho")
+    assert [cell_config(rho, cell, (0,)).direction.rho for cell in rho.cells()] == [0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0]
+    rates = load_study("thesis_b_10")
+    assert {cell_config(rates, cell, (0,)).schedule.learning_rate for cell in rates.cells()} == {1, 10, 50, 100}
