@@ -21,12 +21,14 @@ from typing import NamedTuple
 from rich.console import Console
 
 from experiments.launching import devices
+from experiments.launching.estimate import tell_estimate
 from experiments.launching.grouping import decide
-from experiments.launching.jobs import Paths
-from experiments.launching.local import FAILED, STOPPED, Result, run_jobs
+from experiments.launching.jobs import Job, Paths, diverged_run
+from experiments.launching.local import DIVERGED, FAILED, STOPPED, Result, run_jobs
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
 from experiments.launching.status import status_table, write_status
 from experiments.study import Study, load_study, select, study_names
+from experiments.winners import write_winners
 from imbal_jax.config import parse_overrides
 from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
@@ -59,11 +61,11 @@ def parse(arguments: list[str]) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("study", metavar="STUDY", help=f"a path to a study's file, or one of {', '.join(study_names())}")
+    parser.add_argument("study", metavar="STUDY", help=f"a study's file, or one of {', '.join(study_names())}")
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: local)")
     parser.add_argument("--workers", type=int, metavar="N", help="runs at once (default: by the GPUs or cores)")
     parser.add_argument("--seeds", metavar="0,1,2", help="instead of the study's")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs", metavar="DIR", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="show what would be trained, and train nothing")
     parser.add_argument("--estimate", action="store_true", help="time a few steps, predict time and memory, stop there")
     parser.add_argument("--only", action="append", default=[], metavar="AXIS=V1,V2", help="some cells; repeatable")
@@ -145,9 +147,29 @@ def run(arguments: list[str]) -> int:
         return 0
     groups = decide(options.paths, configs, to_group, options.seeds, slots[0])
     plan = make_plan(options.paths, configs, options.seeds, lambda cell: groups[cell])
+    plan, known = _without_diverged(options, plan)
     _show(options, plan, groups)
-    results = run_jobs(options.paths, plan.jobs, slots[: max(1, len(plan.jobs))], options.retries, stop, _tell)
-    return _finish(options, plan, results)
+    if options.estimate:
+        tell_estimate(options.paths, plan.jobs, slots)
+        return 0
+    searches = options.study.search is not None
+    results = run_jobs(options.paths, plan.jobs, slots, options.retries, stop, may_diverge=searches, tell=_tell)
+    status = _finish(options, plan, [*known, *results])
+    if searches and status == 0:
+        write_winners(options.study, options.paths, options.seeds)
+    return status
+
+
+def _without_diverged(options: Options, plan: Plan) -> tuple[Plan, list[Result]]:
+    """A search's plan without what is known to diverge, and these results; other studies try again."""
+    if options.study.search is None:
+        return plan, []
+
+    def known(job: Job) -> bool:
+        return any(diverged_run(options.paths, job.cell, seed) for seed in job.seeds)
+
+    kept = tuple(job for job in plan.jobs if not known(job))
+    return plan._replace(jobs=kept), [Result(job, DIVERGED) for job in plan.jobs if known(job)]
 
 
 def _tell(line: str) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from imbal_jax.main import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_NON_FINITE
 from imbal_jax.training.interruption import StopRequest
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
+DIVERGED = "diverged"  # what a search learns of a learning rate, and no failure
 _DETERMINISTIC = (EXIT_INPUT, EXIT_NON_FINITE)  # the same would happen again
 _ASKED_TO_STOP = {-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
 _TAIL = 12  # lines of a failed job's log that are shown
@@ -31,7 +32,7 @@ class Result(NamedTuple):
     """What became of a job."""
 
     job: Job
-    state: str  # FINISHED, FAILED or STOPPED
+    state: str  # FINISHED, FAILED, STOPPED or DIVERGED
     status: int | None = None  # the exit status of a failed one
     seconds: float = 0.0  # that this launcher spent on it
     attempts: int = 0  # of this launcher
@@ -52,13 +53,14 @@ class _Pool:
 
     paths: Paths
     retries: int
+    may_diverge: bool
     tell: Callable[[str], None]
     queue: list[Job]
     free: list[Slot]
     running: list[_Running] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     attempts: Counter = field(default_factory=Counter)  # that failed, by job's name
-    seconds: Counter = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     noticed: dict[str, float] = field(default_factory=dict)  # when a job was found to be in other hands
 
 
@@ -68,6 +70,8 @@ def run_jobs(
     slots: Sequence[Slot],
     retries: int,
     stop: StopRequest,
+    *,
+    may_diverge: bool = False,
     tell: Callable[[str], None] = print,
 ) -> list[Result]:
     """Trains jobs until all are finished or have failed, or a stop is requested.
@@ -82,12 +86,13 @@ def run_jobs(
       slots: a worker for each.
       retries: further tries of a job that failed.
       stop: when requested the workers are asked to save, and waited for.
+      may_diverge: whether a non-finite loss is a result, as in a search, and no failure.
       tell: receives lines to show.
 
     Returns:
       What became of every job.
     """
-    pool = _Pool(paths, retries, tell, list(jobs), list(slots))
+    pool = _Pool(paths, retries, may_diverge, tell, list(jobs), list(slots))
     told_to_stop, last_look = False, 0.0
     while pool.running or (pool.queue and not stop.requested):
         reaped = _reap(pool, stop)
@@ -208,13 +213,15 @@ def _settle(pool: _Pool, result: Result) -> None:
     name = result.job.name
     tries = pool.attempts[name] + (result.state == FINISHED and pool.seconds[name] > 0)
     result = result._replace(seconds=pool.seconds[name], attempts=tries)
+    if result.status == EXIT_NON_FINITE and pool.may_diverge:
+        result = result._replace(state=DIVERGED)
     pool.results.append(result)
     if result.state == FAILED:
         assert result.status is not None
         elsewhere = "" if pool.seconds[name] else " under another launcher"
         pool.tell(failure(result.job, result.status, f"given up{elsewhere}", log_file(pool.paths, result.job)))
     else:
-        pool.tell(f"finished: {name}" + (f" in {result.seconds:.0f} s" if pool.seconds[name] else " by another launcher"))
+        pool.tell(f"{result.state}: {name} {f'in {result.seconds:.0f} s' if result.seconds else 'by another launcher'}")
 
 
 def failure(job: Job, status: int, what: str, log: pathlib.Path) -> str:
