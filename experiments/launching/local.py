@@ -24,6 +24,7 @@ FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 DIVERGED = "diverged"  # what a search learns of a learning rate, and no failure
 _DETERMINISTIC = (EXIT_INPUT, EXIT_NON_FINITE)  # the same would happen again
 _ASKED_TO_STOP = {-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
+_WORKER = "experiments.launching.worker"
 _TAIL = 12  # lines of a failed job's log that are shown
 _POLL_SECONDS, _LOCK_POLL_SECONDS = 0.1, 0.5
 
@@ -148,7 +149,7 @@ def _failed_elsewhere(pool: _Pool, job: Job) -> int | None:
 def _start(pool: _Pool, job: Job) -> None:
     """Starts a worker."""
     slot = pool.free.pop(0)
-    command = [sys.executable, "-m", "experiments.launching.worker", str(write_job(pool.paths, job)), "--with_launcher"]
+    command = [sys.executable, "-m", _WORKER, str(write_job(pool.paths, job)), "--with_launcher"]
     command.append(f"--cpus={','.join(map(str, slot.cpus))}")
     log = log_file(pool.paths, job)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,8 @@ def _reap(pool: _Pool, stop: StopRequest) -> bool:
         pool.free.append(each.slot)
         assert each.process.stdin is not None
         each.process.stdin.close()
-        pool.seconds[each.job.name] += time.monotonic() - each.started
+        if each.process.returncode != EXIT_LOCKED:
+            pool.seconds[each.job.name] += time.monotonic() - each.started
         _judge(pool, each.job, each.process.returncode)
     return bool(ended)
 
