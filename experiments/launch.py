@@ -24,8 +24,9 @@ from experiments.launching import devices
 from experiments.launching.estimate import tell_estimate
 from experiments.launching.grouping import decide
 from experiments.launching.jobs import Job, Paths, diverged_run
-from experiments.launching.local import DIVERGED, FAILED, STOPPED, Result, run_jobs
+from experiments.launching.local import run_jobs
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
+from experiments.launching.pool import DIVERGED, FAILED, STOPPED, Result
 from experiments.launching.status import status_table, write_status
 from experiments.study import Study, load_study, select, study_names
 from experiments.winners import write_winners

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from experiments.launching.jobs import Paths, locks_of, read_outcome
-from experiments.launching.local import FAILED, FINISHED, STOPPED
 from experiments.launching.locks import held, is_free
+from experiments.launching.pool import FAILED, FINISHED, STOPPED
 from imbal_jax.reports.records import read
 from imbal_jax.training.interruption import StopRequest
 from tests.conftest import ROOT
