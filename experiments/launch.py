@@ -3,6 +3,7 @@
   python -m experiments.launch quick --workdir=runs
   python -m experiments.launch quick --only=method=baseline,ief --seeds=0 --config.training.epochs=2 --workdir=runs/try
   python -m experiments.launch my_study.py --workdir=runs --estimate
+  python -m experiments.launch quick --executor=slurm --slurm=partition=gpu --slurm=gpus_per_node=1 --workers=8
 
 The runs lie in DIR/STUDY/runs. Finished ones are skipped and interrupted ones resumed, so the same command again goes
 on after a kill; two launchers on one folder share the work. Failures are shown at once with the end of their log; what
@@ -18,13 +19,13 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.launching import devices
+from experiments.launching import devices, local, slurm
 from experiments.launching.estimate import tell_estimate
 from experiments.launching.grouping import decide
 from experiments.launching.jobs import Job, Paths, diverged_run
-from experiments.launching.local import run_jobs
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
 from experiments.launching.pool import DIVERGED, FAILED, STOPPED, Result
 from experiments.launching.status import status_table, write_status
@@ -35,6 +36,8 @@ from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
 from imbal_jax.training.interruption import Interrupted, StopRequest
 
+_SLURM = "partition, time (minutes), cpus_per_task, gpus_per_node, mem, ... as in submitit; repeatable"
+
 
 class Options(NamedTuple):
     """What the command line asks for."""
@@ -44,6 +47,7 @@ class Options(NamedTuple):
     seeds: tuple[int, ...]
     overrides: Mapping[str, str]
     executor: str
+    slurm: Mapping[str, str]
     workers: int | None
     retries: int
     dry_run: bool
@@ -70,6 +74,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--dry-run", action="store_true", help="show what would be trained, and train nothing")
     parser.add_argument("--estimate", action="store_true", help="time a few steps, predict time and memory, stop there")
     parser.add_argument("--only", action="append", default=[], metavar="AXIS=V1,V2", help="some cells; repeatable")
+    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help=_SLURM)
     parser.add_argument("--retries", type=int, default=1, metavar="N", help="of a failed run (default: 1)")
     given, rest = parser.parse_known_args(arguments)
     for name, least in (("workers", 1), ("retries", 0)):
@@ -86,6 +91,7 @@ def parse(arguments: list[str]) -> Options:
         seeds=study.seeds if given.seeds is None else parse_seeds(given.seeds),
         overrides=parse_overrides(rest),
         executor=given.executor,
+        slurm=parse_slurm(given.slurm, given.executor),
         workers=given.workers,
         retries=given.retries,
         dry_run=given.dry_run,
@@ -106,6 +112,21 @@ def parse_only(texts: list[str]) -> dict[str, tuple[str, ...]]:
             raise InputError(f"--only: expected AXIS=VALUE,VALUE with an axis once, got {text!r}")
         only[name] = tuple(values.split(","))
     return only
+
+
+def parse_slurm(texts: list[str], executor: str) -> dict[str, str]:
+    """Reads "key=value" of every --slurm.
+
+    Raises:
+      InputError: a text is something else, or the executor is another.
+    """
+    if texts and executor != "slurm":
+        raise InputError(f"--slurm: expected --executor=slurm beside it, got {executor}")
+    pairs = [text.partition("=") for text in texts]
+    for text, (key, equals, value) in zip(texts, pairs, strict=True):
+        if not key or not equals or not value:
+            raise InputError(f"--slurm: expected KEY=VALUE, got {text!r}")
+    return {key: value for key, _, value in pairs}
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -146,7 +167,7 @@ def run(arguments: list[str]) -> int:
     if options.dry_run:
         _show(options, plan, {})
         return 0
-    groups = decide(options.paths, configs, to_group, options.seeds, slots[0])
+    groups = _group(options, configs, to_group, slots[0])
     plan = make_plan(options.paths, configs, options.seeds, lambda cell: groups[cell])
     plan, known = _without_diverged(options, plan)
     _show(options, plan, groups)
@@ -154,11 +175,26 @@ def run(arguments: list[str]) -> int:
         tell_estimate(options.paths, plan.jobs, slots)
         return 0
     searches = options.study.search is not None
-    results = run_jobs(options.paths, plan.jobs, slots, options.retries, stop, may_diverge=searches, tell=_tell)
+    given = (options.retries, stop)
+    if options.executor == "slurm":
+        where = (options.paths, plan.jobs, options.workers, options.slurm)
+        results = slurm.run_jobs(*where, *given, may_diverge=searches, tell=_tell)
+    else:
+        results = local.run_jobs(options.paths, plan.jobs, slots, *given, may_diverge=searches, tell=_tell)
     status = _finish(options, plan, [*known, *results])
     if searches and status == 0:
         write_winners(options.study, options.paths, options.seeds)
     return status
+
+
+def _group(
+    options: Options, configs: Mapping[str, ConfigDict], cells: list[str], slot: devices.Slot
+) -> dict[str, Together]:
+    """Decides which cells' seeds are trained together; for a cluster, whose nodes are others, by the config alone."""
+    if options.executor == "local":
+        return decide(options.paths, configs, cells, options.seeds, slot)
+    why = "nothing is measured for a cluster; --config.training.seeds_together=yes trains them together"
+    return {cell: Together(configs[cell].training.seeds_together == "yes", why) for cell in cells}
 
 
 def _without_diverged(options: Options, plan: Plan) -> tuple[Plan, list[Result]]:
