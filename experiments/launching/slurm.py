@@ -5,6 +5,7 @@ queue. A preempted job is saved likewise and requeued by SLURM itself. Which job
 which every cluster has; accounting is not needed.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -53,9 +54,10 @@ class Task:
         import submitit
 
         if self.pid:
-            os.kill(self.pid, signal.SIGTERM)
-            # Without reaping it, which is under way in `__call__`, whom this interrupts.
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                os.kill(self.pid, signal.SIGTERM)
+                # Without reaping it, which is under way in `__call__`, whom this interrupts.
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(Task(self.job_file, self.log))
 
 
@@ -115,7 +117,7 @@ def make_executor(paths: Paths, workers: int | None, parameters: Mapping[str, st
     """
     if importlib.util.find_spec("submitit") is None:
         raise InputError("--executor: slurm needs submitit; pip install 'imbal_jax[slurm]'")
-    os.environ["SUBMITIT_PREEMPT_SIG"] = "USR1"  # which workers understand too; read when submitit is imported
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # which workers understand too; read when submitit is imported
     from submitit.slurm.slurm import SlurmExecutor
 
     try:
@@ -123,8 +125,8 @@ def make_executor(paths: Paths, workers: int | None, parameters: Mapping[str, st
     except RuntimeError as error:
         raise InputError(f"--executor: {error}") from error
     given = {key: int(value) if value.isdecimal() else value for key, value in parameters.items()}
-    environment = {**worker_environment(paths), "SUBMITIT_PREEMPT_SIG": "USR1"}
-    exports = [f"export {name}={shlex.quote(environment[name])}" for name in (*_ENVIRONMENT, "SUBMITIT_PREEMPT_SIG")]
+    environment = {**worker_environment(paths), "SUBMITIT_PREEMPT_SIGNAL": "USR1"}
+    exports = [f"export {name}={shlex.quote(environment[name])}" for name in (*_ENVIRONMENT, "SUBMITIT_PREEMPT_SIGNAL")]
     most = {} if workers is None else {"array_parallelism": workers}
     fixed = {"setup": exports, "signal_delay_s": _SECONDS_TO_SAVE, "additional_parameters": {"requeue": True}, **most}
     try:
