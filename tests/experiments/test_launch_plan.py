@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
-from experiments.launch import parse, parse_only, parse_seeds
 from experiments.launching.devices import default_workers, divide, visible_gpus
 from experiments.launching.estimate import elapsed, job_seconds
 from experiments.launching.grouping import judge
 from experiments.launching.jobs import INTERRUPTED, PENDING, Paths, seeds_in
+from experiments.launching.options import parse, parse_only, parse_seeds
 from experiments.launching.plan import Together, check_stored, make_plan, resolved_cells, with_seeds
 from experiments.study import Axis, Study, load_study
 from imbal_jax.errors import InputError
@@ -111,12 +111,15 @@ def test_every_config_is_checked_before_anything_starts(key, value, message):
         (["quick", "--only=alpha=3"], "--only=alpha: no '3'"),
         (["quick", "--only=aplha=1"], "--only: no 'aplha'; did you mean 'alpha'"),
         (["quick", "--only=alpha"], "--only: expected AXIS=VALUE,VALUE"),
+        (["quick", "--config.seeds=1"], "--config.seeds: expected --seeds=1 in its place"),
+        (["quick", "--slurm=time=5"], "--slurm: expected --executor=slurm beside it, got local"),
+        (["quick", "--executor=slurm", "--slurm=time"], "--slurm: expected KEY=VALUE, got 'time'"),
         (["quick", "--dryrun"], "unknown argument '--dryrun'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
-        parse(arguments)
+        parse(arguments, None)
 
 
 def test_only_and_seeds_are_read():
