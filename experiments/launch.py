@@ -3,6 +3,7 @@
   python -m experiments.launch quick --workdir=runs
   python -m experiments.launch quick --only=method=baseline,ief --seeds=0 --config.training.epochs=2 --workdir=runs/try
   python -m experiments.launch my_study.py --workdir=runs --estimate
+  python -m experiments.launch quick --executor=slurm --slurm=partition=gpu --slurm=gpus_per_node=1 --workers=8
 
 The runs lie in DIR/STUDY/runs. Finished ones are skipped and interrupted ones resumed, so the same command again goes
 on after a kill; two launchers on one folder share the work. Failures are shown at once with the end of their log; what
@@ -12,127 +13,61 @@ SIGTERM lets every worker save first.
 exit status: 0 all finished, 1 something failed, 2 bad input, 85 interrupted: the same command continues
 """
 
-import argparse
-import pathlib
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.launching import devices
+from experiments.launching import devices, local, slurm
+from experiments.launching.estimate import tell_estimate
 from experiments.launching.grouping import decide
-from experiments.launching.jobs import Paths
-from experiments.launching.local import FAILED, STOPPED, Result, run_jobs
+from experiments.launching.jobs import Job, diverged_run
+from experiments.launching.options import Options, parse
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
+from experiments.launching.pool import DIVERGED, FAILED, STOPPED, Result
 from experiments.launching.status import status_table, write_status
-from experiments.study import Study, load_study, select, study_names
-from imbal_jax.config import parse_overrides
+from experiments.winners import write_winners
 from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
 from imbal_jax.training.interruption import Interrupted, StopRequest
-
-
-class Options(NamedTuple):
-    """What the command line asks for."""
-
-    study: Study
-    paths: Paths
-    seeds: tuple[int, ...]
-    overrides: Mapping[str, str]
-    executor: str
-    workers: int | None
-    retries: int
-    dry_run: bool
-    estimate: bool
-
-
-def parse(arguments: list[str]) -> Options:
-    """Reads and checks the command line.
-
-    Raises:
-      InputError: an argument is unknown or out of range, or the study is none.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.launch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("study", metavar="STUDY", help=f"a path to a study's file, or one of {', '.join(study_names())}")
-    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: local)")
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at once (default: by the GPUs or cores)")
-    parser.add_argument("--seeds", metavar="0,1,2", help="instead of the study's")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR", help="default: runs")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be trained, and train nothing")
-    parser.add_argument("--estimate", action="store_true", help="time a few steps, predict time and memory, stop there")
-    parser.add_argument("--only", action="append", default=[], metavar="AXIS=V1,V2", help="some cells; repeatable")
-    parser.add_argument("--retries", type=int, default=1, metavar="N", help="of a failed run (default: 1)")
-    given, rest = parser.parse_known_args(arguments)
-    for name, least in (("workers", 1), ("retries", 0)):
-        value = getattr(given, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name}: expected a whole number >= {least}, got {value}")
-    workdir = given.workdir.expanduser().absolute()
-    study = select(load_study(given.study, workdir), parse_only(given.only))
-    if not any(True for _ in study.cells()):
-        raise InputError(f"--only: expected at least one cell, got none with {' '.join(given.only)}")
-    return Options(
-        study=study,
-        paths=Paths(workdir / study.name),
-        seeds=study.seeds if given.seeds is None else parse_seeds(given.seeds),
-        overrides=parse_overrides(rest),
-        executor=given.executor,
-        workers=given.workers,
-        retries=given.retries,
-        dry_run=given.dry_run,
-        estimate=given.estimate,
-    )
-
-
-def parse_only(texts: list[str]) -> dict[str, tuple[str, ...]]:
-    """Reads "axis=v1,v2" of every --only.
-
-    Raises:
-      InputError: a text is something else, or names an axis again.
-    """
-    only: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals or not values or name in only:
-            raise InputError(f"--only: expected AXIS=VALUE,VALUE with an axis once, got {text!r}")
-        only[name] = tuple(values.split(","))
-    return only
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads different whole numbers, separated by commas.
-
-    Raises:
-      InputError: the text is something else.
-    """
-    parts = text.split(",")
-    seeds = tuple(int(part) for part in parts if part.isdecimal())
-    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
-        raise InputError(f"--seeds: expected different whole numbers in 0..2^32-1 such as 0,1,2, got {text!r}")
-    return seeds
 
 
 def run(arguments: list[str]) -> int:
     """Plans and trains; returns the exit status.
 
     Raises:
-      InputError: see `parse`, `resolved_cells` and `check_stored`.
+      InputError: see `parse`, `resolved_cells` and `check_stored`; or a measurement failed.
       Interrupted: a stop was requested; all workers have saved.
     """
-    options = parse(arguments)
+    options = parse(arguments, __doc__)
     stop = StopRequest().install()
-    configs = resolved_cells(options.study, options.seeds, options.overrides)
-    if "seeds" in options.overrides:
-        raise InputError("--config.seeds: expected the seeds in --seeds, got them as an override")
-    check_stored(options.paths, configs)
     gpus, cpus = devices.visible_gpus(), devices.usable_cpus()
     slots = devices.divide(options.workers or devices.default_workers(gpus, cpus), gpus, cpus)
+    try:
+        plan, known = _plan(options, slots[0])
+        if options.estimate and not options.dry_run:
+            tell_estimate(options.paths, plan.jobs, slots)
+    except InputError:
+        if stop.requested:  # Ctrl-C reaches what is being measured too
+            raise Interrupted("stopped before the first run; the same command continues") from None
+        raise
+    if options.dry_run or options.estimate:
+        return 0
+    status = _finish(options, plan, [*known, *_train(options, plan, slots, stop)])
+    if options.study.search is not None and options.whole and status == 0:
+        write_winners(options.study, options.paths, options.seeds)
+    return status
+
+
+def _plan(options: Options, slot: devices.Slot) -> tuple[Plan, list[Result]]:
+    """Checks everything, decides which seeds are trained together and shows what there is to do.
+
+    Returns:
+      The plan, and the results of a search that are known to have diverged.
+    """
+    configs = resolved_cells(options.study, options.seeds, options.overrides)
+    check_stored(options.paths, configs)
     to_group: list[str] = []
 
     def ask_later(cell: str) -> Together:
@@ -140,14 +75,45 @@ def run(arguments: list[str]) -> int:
         return Together(False, "decided when the study is launched")
 
     plan = make_plan(options.paths, configs, options.seeds, ask_later)
-    if options.dry_run:
-        _show(options, plan, {})
-        return 0
-    groups = decide(options.paths, configs, to_group, options.seeds, slots[0])
-    plan = make_plan(options.paths, configs, options.seeds, lambda cell: groups[cell])
+    groups: dict[str, Together] = {}
+    if not options.dry_run:
+        groups = _group(options, configs, to_group, slot)
+        plan = make_plan(options.paths, configs, options.seeds, lambda cell: groups[cell])
+    plan, known = _without_diverged(options, plan)
     _show(options, plan, groups)
-    results = run_jobs(options.paths, plan.jobs, slots[: max(1, len(plan.jobs))], options.retries, stop, _tell)
-    return _finish(options, plan, results)
+    return plan, known
+
+
+def _train(options: Options, plan: Plan, slots: list[devices.Slot], stop: StopRequest) -> list[Result]:
+    """Trains the jobs of a plan where the options say."""
+    given = (options.retries, stop)
+    may_diverge = options.study.search is not None
+    if options.executor == "slurm":
+        where = (options.paths, plan.jobs, options.workers, options.slurm)
+        return slurm.run_jobs(*where, *given, may_diverge=may_diverge, tell=_tell)
+    return local.run_jobs(options.paths, plan.jobs, slots, *given, may_diverge=may_diverge, tell=_tell)
+
+
+def _group(
+    options: Options, configs: Mapping[str, ConfigDict], cells: list[str], slot: devices.Slot
+) -> dict[str, Together]:
+    """Decides which cells' seeds are trained together; for a cluster, whose nodes are others, by the config alone."""
+    if options.executor == "local":
+        return decide(options.paths, configs, cells, options.seeds, slot)
+    why = "nothing is measured for a cluster; --config.training.seeds_together=yes trains them together"
+    return {cell: Together(configs[cell].training.seeds_together == "yes", why) for cell in cells}
+
+
+def _without_diverged(options: Options, plan: Plan) -> tuple[Plan, list[Result]]:
+    """A search's plan without what is known to diverge, and these results; other studies try again."""
+    if options.study.search is None:
+        return plan, []
+
+    def known(job: Job) -> bool:
+        return any(diverged_run(options.paths, job.cell, seed) for seed in job.seeds)
+
+    kept = tuple(job for job in plan.jobs if not known(job))
+    return plan._replace(jobs=kept), [Result(job, DIVERGED) for job in plan.jobs if known(job)]
 
 
 def _tell(line: str) -> None:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from experiments.launching.devices import Slot
 from experiments.launching.jobs import Paths
-from experiments.launching.local import worker_environment
 from experiments.launching.plan import Together, with_seeds
+from experiments.launching.pool import worker_environment
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain, write_json
 
@@ -100,7 +100,11 @@ def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slo
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
         # Its own compiled programs: what is measured is a first run.
-        environment = {**worker_environment(paths, slot), "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}
+        environment = {
+            **worker_environment(paths),
+            **slot.environment,
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
+        }
         asked = {"what": what, "cpus": slot.cpus, "started": time.time(), "configs": configs}
         write_json(request, asked)
         command = [sys.executable, "-m", "experiments.launching.probe", str(request), str(answer)]

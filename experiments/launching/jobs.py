@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from imbal_jax.main import EXIT_NON_FINITE
 from imbal_jax.reports.records import write_json
 from imbal_jax.training.folders import seed_folder
 
@@ -76,7 +77,7 @@ def cell_runs(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
 
 def results_of(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     """The folder of every seed of a cell that has a result."""
-    found = {}
+    found: dict[int, pathlib.Path] = {}
     for seeds, run in cell_runs(folder).items():
         found |= {seed: seed_folder(run, seed) for seed in seeds if (seed_folder(run, seed) / "result.json").exists()}
     return found
@@ -103,6 +104,12 @@ def read_outcome(paths: Paths, cell: str, seeds: Sequence[int]) -> int | None:
         return json.loads(outcome_file(paths, cell, seeds).read_text())["status"]
     except FileNotFoundError:
         return None
+
+
+def diverged_run(paths: Paths, cell: str, seed: int) -> bool:
+    """Whether a run with this seed has ended in a non-finite loss."""
+    groups = (seeds_in(file.stem) for file in (paths.launch / "outcomes" / cell).glob("seeds_*.json"))
+    return any(group and seed in group and read_outcome(paths, cell, group) == EXIT_NON_FINITE for group in groups)
 
 
 def locks_of(paths: Paths, job: Job) -> list[pathlib.Path]:

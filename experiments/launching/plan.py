@@ -114,6 +114,8 @@ def make_plan(
         jobs += of_cell
         left = {seed for job in of_cell for seed in job.seeds}
         finished[cell] = tuple(seed for seed in seeds if seed not in left)
+    # What has begun first, then seed by seed: later seeds find programs compiled, and all cells show results soon.
+    jobs.sort(key=lambda job: (job.state != INTERRUPTED, seeds.index(job.seeds[0]) if job.seeds[0] in seeds else 0))
     return Plan(tuple(jobs), finished)
 
 

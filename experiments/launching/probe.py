@@ -77,35 +77,32 @@ def _of_jobs(request: dict[str, Any]) -> dict[str, Any]:
     """
     import jax
 
+    from imbal_jax.training.programs import train_seeds_together
     from imbal_jax.types import Horizon
 
     experiment = _build(request["configs"][0])
     startup = time.time() - request["started"]
     steps = min(experiment.horizon.steps_per_epoch, _STEPS)
     short = experiment._replace(horizon=Horizon(steps, min(experiment.horizon.epochs, _EPOCHS)))
+    # Seeds one after the other in one run take their epochs one after the other.
+    repeats = 1 if train_seeds_together(short) else len(short.seeds)
     first, _ = _time_training(short)
     jax.clear_caches()
     again, epoch = _time_training(short)
-    step = time_steps(short, short.seeds)["seconds"]
+    step = time_steps(short, short.seeds if repeats == 1 else short.seeds[:1])["seconds"]
     horizons = [_build(config).horizon for config in request["configs"]]
     return {
         "startup": startup,
         "first": first,
         "again": again,
-        "epochs": short.horizon.epochs * len(short.seeds if _apart(short) else [0]),
+        "epochs": short.horizon.epochs * repeats,
+        "repeats": repeats,
         "steps": steps,
         "epoch": max(epoch - steps * step, 0.0),  # beside the steps: validation and records
         "step": step,
         "bytes": _peak_bytes(),
         "horizons": [[horizon.steps_per_epoch, horizon.epochs] for horizon in horizons],
     }
-
-
-def _apart(experiment: Any) -> bool:
-    """Whether the run trains its seeds one after the other."""
-    from imbal_jax.training.programs import train_seeds_together
-
-    return not train_seeds_together(experiment)
 
 
 def _time_training(experiment: Any) -> tuple[float, float]:

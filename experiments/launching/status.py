@@ -6,8 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.launching.jobs import Paths
-from experiments.launching.local import FAILED, FINISHED, Result, meaning
 from experiments.launching.plan import Plan
+from experiments.launching.pool import FAILED, FINISHED, Result, meaning
 from imbal_jax.reports.records import write_json
 
 _STYLES = {FAILED: "bold red", FINISHED: "green"}

@@ -1,7 +1,7 @@
 """Trains one job, under its locks: python -m experiments.launching.worker JOB.json [--cpus=0,1] [--with_launcher].
 
 The exit status is that of `imbal_jax.main`: 0 done, 2 bad input, 3 non-finite loss, 85 interrupted and saved; and 75
-where another process has the run. It is left in a file beside the locks, for other launchers to read.
+where another process has the run or has finished it. It is left in a file, for other launchers to read.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from experiments.launching.locks import held
 from imbal_jax.main import guarded
 from imbal_jax.training.interruption import StopRequest
 
-EXIT_LOCKED = 75  # another process has the run, or one of its seeds
+EXIT_LOCKED = 75  # another process has the run or one of its seeds, or has finished it
 
 
 def run(arguments: list[str]) -> int:
@@ -44,10 +44,10 @@ def run_job(job: dict[str, Any], stop: StopRequest) -> int:
       stop: asks for an early end.
 
     Returns:
-      The exit status.
+      The exit status, EXIT_LOCKED where somebody else does or did.
     """
     with held([pathlib.Path(path) for path in job["locks"]]) as got:
-        if not got or _finished_elsewhere(job):
+        if not got or _nothing_to_do(job):
             return EXIT_LOCKED
         status = 1
         try:
@@ -72,13 +72,14 @@ def _train(job: dict[str, Any], stop: StopRequest) -> int:
     return 0
 
 
-def _finished_elsewhere(job: dict[str, Any]) -> bool:
-    """Whether another run of the cell has finished one of the seeds since the job was planned."""
+def _nothing_to_do(job: dict[str, Any]) -> bool:
+    """Whether the run is finished, or another run of the cell has finished one of its seeds, since it was planned."""
     from experiments.launching.jobs import results_of
 
     folder = pathlib.Path(job["folder"])
-    found = results_of(folder.parent)
-    return any(seed in found and found[seed].parent != folder for seed in job["seeds"])
+    runs = [found.parent for seed, found in results_of(folder.parent).items() if seed in job["seeds"]]
+    finished = len(runs) == len(job["seeds"]) and (folder / "summary.json").exists()
+    return finished or any(run != folder for run in runs)
 
 
 def _record(path: pathlib.Path, status: int) -> None:

@@ -1,0 +1,178 @@
+"""What the launcher plans: from a study and what lies in its folders to jobs, devices and times."""
+
+import pathlib
+
+import pytest
+
+from experiments.launching.devices import default_workers, divide, visible_gpus
+from experiments.launching.estimate import elapsed, job_seconds
+from experiments.launching.grouping import judge
+from experiments.launching.jobs import INTERRUPTED, PENDING, Paths, seeds_in
+from experiments.launching.options import parse, parse_only, parse_seeds
+from experiments.launching.plan import Together, check_stored, make_plan, resolved_cells, with_seeds
+from experiments.study import Axis, Study, load_study
+from imbal_jax.errors import InputError
+from imbal_jax.reports.records import plain, write_json
+
+APART, TOGETHER = Together(False, ""), Together(True, "")
+STUDY = Study("toy", "configs/digits.py:{method}", (Axis("method", ("baseline", "ief")),), ())
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return resolved_cells(STUDY, (0, 1, 2), {})
+
+
+def leave(paths, configs, seeds, finished, *, summary=False, cell="method=ief"):
+    """Makes a run folder."""
+    folder = paths.runs / cell / ("seeds_" + "_".join(map(str, seeds)))
+    write_json(folder / "config.json", with_seeds(plain(configs[cell].to_dict()), seeds, "auto"))
+    for seed in finished:
+        write_json(folder / f"seed_{seed}" / "result.json", {})
+    if summary:
+        write_json(folder / "summary.json", {})
+
+
+def planned(paths, configs, group=APART, seeds=(0, 1, 2)):
+    plan = make_plan(paths, configs, seeds, lambda cell: group)
+    return plan, [(job.cell.removeprefix("method="), job.seeds, job.state) for job in plan.jobs]
+
+
+def test_an_empty_folder_is_all_to_do_seed_by_seed(tmp_path, configs):
+    plan, jobs = planned(Paths(tmp_path), configs)
+    assert jobs == [(cell, (seed,), PENDING) for seed in (0, 1, 2) for cell in ("baseline", "ief")]
+    assert plan.jobs[0].config["seeds"] == "0"
+    assert plan.finished == {"method=baseline": (), "method=ief": ()}
+
+
+def test_seeds_together_are_one_run(tmp_path, configs):
+    plan, jobs = planned(Paths(tmp_path), configs, TOGETHER)
+    assert jobs == [("baseline", (0, 1, 2), PENDING), ("ief", (0, 1, 2), PENDING)]
+    assert plan.jobs[0].config["training"]["seeds_together"] == "yes"
+
+
+def test_finished_seeds_are_left_out_and_begun_runs_resumed_as_they_are(tmp_path, configs):
+    paths = Paths(tmp_path)
+    leave(paths, configs, (0,), (0,), summary=True)
+    leave(paths, configs, (1, 2), ())
+    plan, jobs = planned(paths, configs, APART)
+    assert jobs[0] == ("ief", (1, 2), INTERRUPTED)
+    assert [job for job in jobs if job[0] == "ief"] == jobs[:1]
+    assert plan.finished["method=ief"] == (0,)
+
+
+def test_a_run_killed_before_its_summary_is_completed(tmp_path, configs):
+    leave(Paths(tmp_path), configs, (0, 1, 2), (0, 1, 2))
+    assert planned(Paths(tmp_path), configs)[1][0] == ("ief", (0, 1, 2), INTERRUPTED)
+    leave(Paths(tmp_path), configs, (0, 1, 2), (), summary=True)
+    assert all(cell != "ief" for cell, _, _ in planned(Paths(tmp_path), configs)[1])
+
+
+def test_a_begun_run_of_more_seeds_than_asked_for_is_not_resumed(tmp_path, configs):
+    leave(Paths(tmp_path), configs, (0, 1, 2), ())
+    assert ("ief", (0,), PENDING) in planned(Paths(tmp_path), configs, seeds=(0,))[1]
+    # Nor when one of its seeds was then finished in another run: that would be trained twice.
+    leave(Paths(tmp_path), configs, (0,), (0,), summary=True)
+    assert [job[1:] for job in planned(Paths(tmp_path), configs)[1] if job[0] == "ief"] == [
+        ((1,), PENDING),
+        ((2,), PENDING),
+    ]
+
+
+def test_another_config_in_the_folder_is_refused_and_another_grouping_is_not(tmp_path, configs):
+    paths = Paths(tmp_path)
+    leave(paths, configs, (0, 1), (0, 1), summary=True)
+    check_stored(paths, configs)
+    changed = resolved_cells(STUDY, (0, 1, 2), {"training.epochs": "7"})
+    with pytest.raises(InputError, match=r"method=ief.*training\.epochs: stored 40, given 7"):
+        check_stored(paths, changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training.epochs", "0", r"method=baseline: training\.epochs: expected a number >= 1, got 0"),
+        ("training.epoch", "3", r"method=baseline: config\.training: .*did you mean 'epochs'"),
+        ("training.epochs", "many", r"method=baseline: config\.training\.epochs: expected int, got 'many'"),
+    ],
+)
+def test_every_config_is_checked_before_anything_starts(key, value, message):
+    with pytest.raises(InputError, match=message):
+        resolved_cells(STUDY, (0,), {key: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quikc"], "no 'quikc'; did you mean 'quick'"),
+        (["nowhere/study.py"], "no such file"),
+        (["quick", "--seeds=0,0"], "--seeds: expected different whole numbers"),
+        (["quick", "--workers=0"], "--workers: expected a whole number >= 1, got 0"),
+        (["quick", "--only=alpha=3"], "--only=alpha: no '3'"),
+        (["quick", "--only=aplha=1"], "--only: no 'aplha'; did you mean 'alpha'"),
+        (["quick", "--only=alpha"], "--only: expected AXIS=VALUE,VALUE"),
+        (["quick", "--config.seeds=1"], "--config.seeds: expected --seeds=1 in its place"),
+        (["quick", "--slurm=time=5"], "--slurm: expected --executor=slurm beside it, got local"),
+        (["quick", "--executor=slurm", "--slurm=time"], "--slurm: expected KEY=VALUE, got 'time'"),
+        (["quick", "--dryrun"], "unknown argument '--dryrun'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        parse(arguments, None)
+
+
+def test_only_and_seeds_are_read():
+    assert parse_only(["a=1,2", "b=x"]) == {"a": ("1", "2"), "b": ("x",)}
+    assert parse_seeds("3,1") == (3, 1)
+    assert [seeds_in(name) for name in ("seeds_0_12", "seeds_x", "other")] == [(0, 12), None, None]
+
+
+def test_a_users_file_is_a_study_and_finds_its_config_beside_it(tmp_path):
+    (tmp_path / "config.py").write_text("")
+    text = "from experiments.study import *\ndef get_study(workdir):\n  "
+    text += "return Study('mine', 'config.py:{a}', (Axis('a', (workdir.name,)),), ())\n"
+    (tmp_path / "mine.py").write_text(text)
+    study = load_study(str(tmp_path / "mine.py"), pathlib.Path("somewhere"))
+    assert study.config == f"{tmp_path}/config.py:{{a}}"
+    assert list(study.cells()) == [{"a": "somewhere"}]
+    (tmp_path / "mine.py").write_text("def get_study():\n  return 3\n")
+    with pytest.raises(InputError, match=r"expected a Study from get_study of .*, got int"):
+        load_study(str(tmp_path / "mine.py"))
+
+
+def test_cores_are_divided_among_workers():
+    assert [slot.cpus for slot in divide(2, (), range(5))] == [(0, 1), (2, 3, 4)]
+    assert [slot.cpus for slot in divide(3, (), (4, 7))] == [(4,), (7,), (4,)]
+    assert [default_workers((), range(n)) for n in (1, 2, 3, 16)] == [1, 2, 2, 4]
+
+
+def test_gpus_are_divided_among_workers():
+    slots = divide(3, ("2", "5"), range(8))
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "5", "2"]
+    shares = [slot.environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for slot in slots]
+    assert shares == ["0.45", None, "0.45"]
+    assert default_workers(("0", "1"), range(64)) == 2
+    assert visible_gpus({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ()
+
+
+def measured(apart, together):
+    return {"streamed": False, "apart": {"seconds": apart}, "together": together and {"seconds": together}}
+
+
+def test_seeds_are_together_where_that_is_faster_and_fits():
+    assert judge(measured(0.01, 0.012), 3).together
+    assert not judge(measured(0.01, 0.0299), 3).together  # too little gain
+    assert judge(measured(0.01, None), 3) == Together(False, "the memory does not hold 3 seeds")
+    on_cpu = {"backend": "cpu", "streamed": False}
+    assert judge({**on_cpu, "convolutions": False}, 3).together
+    assert not judge({**on_cpu, "convolutions": True}, 3).together
+    assert not judge({**on_cpu, "convolutions": False, "streamed": True}, 3).together
+
+
+def test_the_estimate_adds_steps_epochs_and_what_is_done_once():
+    timed = {"startup": 5.0, "first": 9.0, "again": 3.0, "epochs": 4, "steps": 10, "step": 0.1, "epoch": 0.5}
+    # Beside the short training: 20 * 6 - 10 * 4 steps and 6 - 4 epochs.
+    assert job_seconds(timed, 20, 6, compiled=False) == pytest.approx(5 + 9 + 80 * 0.1 + 2 * 0.5)
+    assert job_seconds(timed, 20, 6, compiled=True) == pytest.approx(5 + 3 + 80 * 0.1 + 2 * 0.5)
+    assert elapsed([3.0, 1.0, 1.0, 2.0], workers=2) == 4.0
