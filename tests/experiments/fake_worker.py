@@ -7,6 +7,7 @@ python -m tests.experiments.fake_worker --launch ROOT JOB JOB ...: prints "NAME 
 import pathlib
 import sys
 import time
+from unittest import mock
 
 from experiments.launching import worker
 from experiments.launching.devices import Slot
@@ -48,8 +49,8 @@ def launch(root, jobs, *, retries=1, stop=None, tell=print):
     """`run_jobs` with fake workers."""
     from experiments.launching import local  # slow to import, and workers do not need it
 
-    local._WORKER = MODULE
-    return local.run_jobs(Paths(pathlib.Path(root)), jobs, SLOTS, retries, stop or StopRequest(), tell=tell)
+    with mock.patch.object(local, "_WORKER", MODULE):
+        return local.run_jobs(Paths(pathlib.Path(root)), jobs, SLOTS, retries, stop or StopRequest(), tell=tell)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.launch import run
 from imbal_jax.main import EXIT_INPUT, guarded
+from imbal_jax.reports.records import read
 from tests.conftest import ROOT
 
 # Two cells of a network that compiles fast.
@@ -138,4 +139,4 @@ def test_slurm_requeues_what_is_signalled_before_its_time_limit(tmp_path):
     log = (study / "launch" / "logs" / "method=focal" / "seeds_0.log").read_text()
     assert log.count("SLURM job on") == 2
     assert "stopped after step" in log
-    assert [record["epoch"] for record in map(json.loads, records.open())] == list(range(1, 3001))
+    assert [record["epoch"] for record in read(records)] == list(range(1, 3001))
