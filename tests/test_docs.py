@@ -10,7 +10,7 @@ import pytest
 from docs.building import docstrings, markers, reference
 from imbal_jax import recipes, robust_recipes
 from imbal_jax.builders import FIXED, NAMED, SECTIONS, options_of
-from imbal_jax.config import load_config, parse_overrides
+from imbal_jax.config import load_config
 from imbal_jax.main import parse
 from imbal_jax.resolve import resolve
 from tests.tutorials import blocks

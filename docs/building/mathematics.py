@@ -1,7 +1,7 @@
-"""Formulas between dollar signs become MathML when a page is built: browsers show it without scripts or fonts of ours."""
+"""Formulas between dollar signs become MathML when a page is built; browsers show it without scripts."""
 
 import re
-import xml.etree.ElementTree as etree
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 from markdown import Markdown
@@ -21,7 +21,8 @@ class _Formula(InlineProcessor):
         super().__init__(pattern, md)
         self.display = display
 
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802, D102
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802
+        """The formula of a match, put away until the page is written."""
         return self.md.htmlStash.store(to_mathml(m[1], self.display)), m.start(0), m.end(0)
 
 
@@ -36,7 +37,7 @@ def to_mathml(latex: str, display: str = "inline") -> str:
       ValueError: the formula has a command that the converter does not know.
     """
     mathml = convert(" ".join(latex.split()), display=display)
-    etree.fromstring(mathml)
+    ElementTree.fromstring(mathml)
     if left := _LEFT_OVER.search(mathml):
         raise ValueError(f"formula: cannot convert {left[1] or left[2]!r} in {latex!r}")
     return mathml
@@ -45,6 +46,7 @@ def to_mathml(latex: str, display: str = "inline") -> str:
 class MathExtension(Extension):
     """Formulas in Python-Markdown."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802, D102
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        """Registers both patterns."""
         md.inlinePatterns.register(_Formula(r"\$\$(.+?)\$\$", md, "block"), "display_math", _PRIORITY + 1)
         md.inlinePatterns.register(_Formula(r"(?<!\\)\$(?!\s)([^$]+?)(?<!\s)\$", md, "inline"), "math", _PRIORITY)

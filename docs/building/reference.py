@@ -109,9 +109,8 @@ def entry(section: str, name: str) -> str:
     builder = builder_of(section, name)
     where = f"{builder.__module__}.{builder.__name__}"
     key = f"model.{name}" if name == "film" else section
-    return (
-        f'<p class="builder"><code>{key}.name={name}</code> is <code>{where}</code></p>\n\n{options_html(section, name)}'
-    )
+    head = f'<p class="builder"><code>{key}.name={name}</code> is <code>{where}</code></p>'
+    return f"{head}\n\n{options_html(section, name)}"
 
 
 def choices_table(section: str, pages: Mapping[tuple[str, str], str], start: str) -> str:
@@ -189,21 +188,21 @@ argument, in the files under `configs/` the name of a method:
 python -m imbal_jax.main --config=configs/digits.py:ldam_drw --workdir=runs/ldam_drw
 ```
 
-Every section is a dictionary. Most of them choose a builder by `name`; the other keys are that builder's options. What is
-left out has the builder's default, and the completed config lies in the run folder as `config.json`. Any leaf can be
-overridden on the command line; a new `name` starts its section anew from the defaults of that builder:
+Every section is a dictionary. Most of them choose a builder by `name`; the other keys are that builder's options.
+What is left out has the builder's default, and the completed config lies in the run folder as `config.json`. Any leaf
+can be overridden on the command line; a new `name` starts its section anew from the defaults of that builder:
 
 ```sh
 python -m imbal_jax.main --config=configs/digits.py --config.correction.name=focal \\
   --config.correction.gamma=2 --print_config
 ```
 
-An unknown section, name or option, a value of another type and one out of its range are errors on one line that name the
-nearest valid ones (exit status 2). Tuples are written with commas, `--config.spectrum.classes=0,8`. Whole numbers pass as
-floats.
+An unknown section, name or option, a value of another type and one out of its range are errors on one line that name
+the nearest valid ones (exit status 2). Tuples are written with commas, `--config.spectrum.classes=0,8`. Whole numbers
+pass as floats.
 
-These pages are made from the signatures and docstrings of the builders in `imbal_jax/builders.py` whenever the site is
-built.
+These pages are made from the signatures and docstrings of the builders in `imbal_jax/builders.py` whenever the site
+is built.
 
 @SECTIONS@
 """
