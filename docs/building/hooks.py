@@ -18,7 +18,7 @@ from imbal_jax.builders import SECTIONS
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the extension for formulas."""
-    config.markdown_extensions.append(MathExtension())  # type: ignore[arg-type]
+    config.markdown_extensions.append(MathExtension())
     return config
 
 
