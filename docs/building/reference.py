@@ -197,9 +197,9 @@ python -m imbal_jax.main --config=configs/digits.py --config.correction.name=foc
   --config.correction.gamma=2 --print_config
 ```
 
-An unknown section, name or option, a value of another type and one out of its range are errors on one line that name
-the nearest valid ones (exit status 2). Tuples are written with commas, `--config.spectrum.classes=0,8`. Whole numbers
-pass as floats.
+An unknown section, name or option, a value of another type and one out of its range are errors on one line (exit
+status 2); for names it gives the nearest valid ones. Tuples are written with commas, `--config.spectrum.classes=0,8`.
+Whole numbers pass as floats.
 
 These pages are made from the signatures and docstrings of the builders in `imbal_jax/builders.py` whenever the site
 is built.
