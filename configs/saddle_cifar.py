@@ -6,7 +6,7 @@
 The argument is a row, SETTING/METHOD: settings cifar10_lt, cifar100_lt, cifar10_step, cifar100_step, at imbalance ratio
 100; methods baseline, drw, ldam_drw and vs, each also with SAM (sam, sam_drw, ...), and for the long tails pgd_drw and
 lpf_sgd_drw. Any other method of `imbal_jax.recipes.parse_method` for the plain gradient and its wrappers goes too,
-such as absgd_drw.
+such as absgd_drw (with the plain mean of its losses, as in ABSGD's code).
 
 ResNet-32, SGD with momentum 0.9 and decay 2e-4, batch 128, 200 epochs: five of warm-up, the learning rate times 1e-2
 from 0-based epoch 160 and times 1e-4 from 180; deferred weights from 160; losses divided by the sum of the class
@@ -61,10 +61,15 @@ def get_config(row: str = "cifar10_lt/sam_drw") -> ConfigDict:
                 "factors": (1e-2, 1e-4),
                 "warmup_epochs": 5,
             },
-            "training": {"epochs": 200, "batch_size": 128, "select": "last", "reduction": "weighted_mean"},
+            "training": {"epochs": 200, "batch_size": 128, "select": "last", "reduction": reduction_of(method)},
             "evaluation": GROUPS[setting],
         }
     )
+
+
+def reduction_of(method: Method) -> str:
+    """That of the published code; but ABSGD and EG exponentiate class weights times losses, not shares of a batch."""
+    return "mean" if method.direction in ("absgd", "eg") else "weighted_mean"
 
 
 def direction_of(method: Method, dataset: str) -> dict[str, Any]:
