@@ -74,6 +74,7 @@ def test_metadata_says_where_a_result_comes_from(trained):
     metadata = json.loads((trained / "metadata.json").read_text())
     assert metadata["packages"]["jax"]
     assert metadata["wall_seconds"] > 0
+    assert metadata["cores"] >= 1
     assert metadata["devices"]
 
 

@@ -97,6 +97,8 @@ def _of_machine(machine: Mapping[str, Any]) -> dict[str, str]:
     devices = machine.get("devices") or []
     packages = {"python": machine.get("python"), **(machine.get("packages") or {})}
     kinds = [f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices)]
+    if machine.get("backend") == "cpu" and machine.get("processor"):
+        kinds = [f"{machine.get('cores')} core(s) of {machine['processor']}"]
     return {
         "hardware": f"{', '.join(kinds)} ({machine.get('backend')}; {machine.get('platform')})" if kinds else UNKNOWN,
         "versions": ", ".join(f"{name} {version}" for name, version in packages.items() if version) or UNKNOWN,
