@@ -4,12 +4,9 @@ Tables that share runs are also together in one study each (`thesis_cifar10`, `t
 so that none is trained twice.
 """
 
-import pathlib
 from collections.abc import Callable, Mapping
 
 from experiments.study import Axis, Cell, Published, Study, Table
-from experiments.winners import winning_options
-from imbal_jax.recipes import parse_method
 
 # The methods of Table 4.1 and the variants of 4.1.5, as the thesis calls them.
 LABELS = {
@@ -57,15 +54,6 @@ MSP_PODCAST = {
     "thesis_5_6": _WEIGHTED,
     "thesis_B_9": _ALL,
 }
-# What stands for VGG-11 where there is only a CPU.
-SMALL = {
-    "data.name": "arrays",
-    "model.name": "cnn",
-    "model.width": 16,
-    "evaluation.batch_size": 500,
-    "record.figures": False,
-    "record.tensorboard": False,
-}
 ACCURACIES, MACRO_F1 = ("accuracy", "balanced_accuracy"), ("macro_f1",)
 WORDS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 
@@ -95,32 +83,6 @@ def cifar10(name: str, tables: tuple[str, ...] = tuple(CIFAR10)) -> Study:
             for table in tables
         ),
         overrides_of=_profile,
-    )
-
-
-def cifar10_small(name: str, search: str, workdir: pathlib.Path) -> Study:
-    """Table 4.2 at alpha = 0.1 with a small network and few epochs.
-
-    Args:
-      name: of the study.
-      search: the study that has chosen learning rates and dampings of the baseline, LDAM and the directions.
-      workdir: has its winners.
-    """
-    study = cifar10(name, ("thesis_4_2",))
-    (table,), methods = study.tables, study.axes[1]
-
-    def overrides_of(cell: Cell) -> dict[str, str]:
-        method = parse_method(cell["method"])
-        of_loss = "ldam" if method.correction.startswith("ldam") else "baseline"
-        searched = of_loss if method.direction == "gradient" else method.direction
-        return {"profile.alpha": cell["alpha"], **winning_options(workdir, search, {"method": searched})}
-
-    title = "Reduced Thesis Table 4.2: a small CNN for 30 epochs (the paper's column: VGG-11 for 100)"
-    return study._replace(
-        axes=(Axis("alpha", ("0.1",)), methods),
-        tables=(table._replace(name=name, title=title),),
-        overrides={**SMALL, "training.epochs": 30},
-        overrides_of=overrides_of,
     )
 
 

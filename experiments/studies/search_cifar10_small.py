@@ -3,9 +3,9 @@
 python -m experiments.launch search_cifar10_small --workdir=runs --config.data.path=cifar10.npz
 """
 
+from experiments.reduced import SMALL
 from experiments.searching import make_search
 from experiments.study import Study
-from experiments.thesis import SMALL
 
 # By method: learning rates, and dampings where its direction has one.
 CANDIDATES = {

@@ -10,8 +10,8 @@ python -m experiments.report thesis_4_2_small --workdir=runs
 
 import pathlib
 
+from experiments.reduced import cifar10_small
 from experiments.study import Study
-from experiments.thesis import cifar10_small
 
 
 def get_study(workdir: pathlib.Path) -> Study:
