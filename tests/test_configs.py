@@ -68,7 +68,11 @@ def test_every_config_has_a_shape_here():
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(name, marks=pytest.mark.slow if name == "saddle_cifar" else ()) for name in SHAPES]
+    "config",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("saddle_cifar", "cifar10_vgg11") else ())
+        for name in SHAPES
+    ],
 )
 def test_config_takes_two_steps(config, fake_images):
     assert np.isfinite(two_steps(f"{config}.py", fake_images(SHAPES[config]))).all()

@@ -165,7 +165,7 @@ def two_steps(text, **overrides):
     return experiment, read_metrics(metrics).loss
 
 
-@pytest.mark.parametrize("method", fast_first(*METHODS, *ABLATIONS, fast=("focal_lct", "vs_sam_lct")))
+@pytest.mark.parametrize("method", fast_first(*METHODS, *ABLATIONS, fast=("vs_sam_lct",)))
 def test_methods_take_two_steps_on_a_pair_of_cifar10(method, fake_images):
     path = str(fake_images([1] * 12 + [9] * 12 + [0] * 5))
     experiment, losses = two_steps(

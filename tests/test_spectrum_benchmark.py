@@ -103,6 +103,7 @@ def test_statistics_are_those_of_the_images(dense):
     assert not np.allclose(case.variables["batch_stats"]["norm1"]["var"], 1, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_prints_a_line_for_every_tool(capsys, tmp_path):
     arguments = ["--model=mlp", "--examples=5", "--micro-batch=2", "--steps=3", "--rounds=2", "--no-memory"]
     arguments += ["--what=product,probes", "--probes=2", f"--output={tmp_path}/lines"]

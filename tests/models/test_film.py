@@ -178,6 +178,7 @@ def test_a_neutral_block_leaves_the_model_as_it_is(position, activation):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_per_example_gradients_are_the_same_by_taps_and_example_by_example():
     model = cnn(2, width=2, film=film(units=3))
     inputs = Conditioned(

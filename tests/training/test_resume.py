@@ -105,6 +105,7 @@ def test_sigkill_at_random_moments(uninterrupted, tmp_path):
     assert ending(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_sigterm_saves_in_the_middle_of_an_epoch(uninterrupted, tmp_path):
     process = start_and_wait(tmp_path, 2)
     process.send_signal(signal.SIGTERM)

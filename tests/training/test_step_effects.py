@@ -215,6 +215,7 @@ def test_actual_and_linearised_changes_agree_to_second_order():
     assert errors[1] == pytest.approx(errors[0] / 4, rel=0.25)  # the relative error is of first order in the rate
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_training_mode():
     parts = parts_of(gradient(), model=NoisyNetwork(), correction=corrected_everywhere())
     state = start_of(parts)
