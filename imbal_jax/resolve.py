@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from imbal_jax.builders import DEFAULTS, FIXED, NAMED, SECTIONS, Builders, nested_builders, options_of
 from imbal_jax.config import parse_value
 from imbal_jax.errors import InputError, not_found
+from imbal_jax.reports.records import plain
 
 
 def resolve(config: ConfigDict, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -45,6 +46,11 @@ def resolve(config: ConfigDict, overrides: Mapping[str, str] | None = None) -> C
     result = ConfigDict(resolved)
     result.lock()
     return result
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run folder with the options that are newer than it."""
+    return plain(resolve(ConfigDict(stored)).to_dict())
 
 
 class _Text(NamedTuple):

@@ -27,7 +27,7 @@ from imbal_jax.predictions import files_in, predict_streamed
 from imbal_jax.reports.progress import ProbeProgress
 from imbal_jax.reports.records import plain, print_json, write_json
 from imbal_jax.reports.tables import BINARY_COLUMNS, COLUMNS, prediction_lines, results_table
-from imbal_jax.resolve import resolve
+from imbal_jax.resolve import completed
 from imbal_jax.speech_tasks import clips_of, export_adapter
 from imbal_jax.training.conditions import evaluate_conditions
 from imbal_jax.training.experiment import Experiment
@@ -41,7 +41,7 @@ from imbal_jax.training.streaming import is_streamed
 def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, prints the test metrics as a table and names the run folder."""
     stop = StopRequest().install()
-    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop, _completed)
+    summary = train(build.build_experiment(config), plain(config.to_dict()), workdir, stop, completed)
     method = config.correction.name
     if config.direction.name != "gradient":
         method = f"{config.direction.name}, {method}"
@@ -49,11 +49,6 @@ def train_task(config: ConfigDict, workdir: pathlib.Path) -> None:
     columns = (*COLUMNS, *(name for name in BINARY_COLUMNS if name in summary))
     Console().print(results_table({method: summary}, columns, title=title))
     print(f"run folder: {workdir}")
-
-
-def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run folder with the options that are newer than it."""
-    return plain(resolve(ConfigDict(stored)).to_dict())
 
 
 def evaluate_task(config: ConfigDict, workdir: pathlib.Path) -> None:

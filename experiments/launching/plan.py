@@ -9,7 +9,7 @@ from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, cell_ru
 from experiments.study import Cell, Study, cell_config, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain
-from imbal_jax.resolve import resolve
+from imbal_jax.resolve import completed
 from imbal_jax.training.experiment import (
     EvaluationOptions,
     TrainingOptions,
@@ -31,11 +31,6 @@ class Plan(NamedTuple):
 
     jobs: tuple[Job, ...]
     finished: Mapping[str, tuple[int, ...]]  # by cell, of the seeds asked for
-
-
-def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run folder with the options that are newer than it."""
-    return plain(resolve(ConfigDict(stored)).to_dict())
 
 
 def resolved_cells(study: Study, seeds: tuple[int, ...], overrides: Mapping[str, str]) -> dict[str, ConfigDict]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from experiments.launching.jobs import Paths
+from experiments.launching.jobs import Paths, run_name
 from experiments.launching.plan import Plan
 from experiments.launching.pool import FAILED, FINISHED, Result, meaning
 from imbal_jax.reports.records import write_json
@@ -21,8 +21,7 @@ def states(plan: Plan, results: Sequence[Result]) -> dict[str, list[tuple[str, s
       results: what became of it.
     """
     found: dict[str, list[tuple[str, str]]] = {
-        cell: [(f"seeds_{'_'.join(map(str, seeds))}", "finished before")] if seeds else []
-        for cell, seeds in plan.finished.items()
+        cell: [(run_name(seeds), "finished before")] if seeds else [] for cell, seeds in plan.finished.items()
     }
     for result in results:
         told = result.state

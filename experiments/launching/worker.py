@@ -61,10 +61,9 @@ def _train(job: dict[str, Any], stop: StopRequest) -> int:
     """Trains the run."""
     from ml_collections import ConfigDict  # jax and everything else: after the cores have been chosen
 
-    from experiments.launching.plan import completed
     from imbal_jax.build import build_experiment
     from imbal_jax.reports.records import plain
-    from imbal_jax.resolve import resolve
+    from imbal_jax.resolve import completed, resolve
     from imbal_jax.training.run import train
 
     config = resolve(ConfigDict(job["config"]))

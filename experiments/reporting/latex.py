@@ -3,7 +3,7 @@ r"""Tables in LaTeX with the rules of booktabs, a `table` environment each, for 
 from collections.abc import Sequence
 
 from experiments.reporting.model import Entry, TableModel
-from experiments.reporting.text import MARKS, condition_lines, footnotes, metric_title, shown
+from experiments.reporting.text import MARKS, condition_lines, entry_cells, footnotes, metric_title
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -19,7 +19,7 @@ _SPECIAL = {
     "⁴": r"\textsuperscript{4}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-PLACES = {1: r"\textbf{%s}", 2: r"\underline{%s}", 3: r"\textit{%s}"}
+PLACES = {1: r"\textbf{@}", 2: r"\underline{@}", 3: r"\textit{@}"}
 HEAD = r"""% Needs \usepackage{booktabs,graphicx}. Bold: the first of a column; underlined: second; italic: third.
 """
 
@@ -80,15 +80,6 @@ def label_of(name: str) -> str:
 
 
 def _cells(entry: Entry, table: TableModel) -> list[str]:
-    """Ours, and where the column has it the paper's and the difference."""
-    texts = shown(entry, table.table.percent)
-    ours = _marked(texts.ours, entry.rank) + (f" ({escape(texts.seeds)})" if texts.seeds else "")
-    if not table.columns[entry.column].compared:
-        return [ours]
-    apart = escape(" ".join(filter(None, (texts.difference, texts.interval))))
-    return [ours, _marked(texts.paper, entry.published_rank), f"{{{apart}}}"]
-
-
-def _marked(text: str, rank: int | None) -> str:
-    """A number, highlighted if it is one of the best three."""
-    return PLACES[rank] % escape(text) if rank else escape(text)
+    """The cells of an entry; the difference, which may begin with a bracket, in braces."""
+    ours, *compared = entry_cells(entry, table, escape, PLACES)
+    return [ours, *compared[:1], *(f"{{{apart}}}" for apart in compared[1:])]

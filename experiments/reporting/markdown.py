@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 
-from experiments.reporting.model import Entry, TableModel
-from experiments.reporting.text import MARKS, condition_lines, footnotes, metric_title, progress, shown
+from experiments.reporting.model import TableModel
+from experiments.reporting.text import MARKS, condition_lines, entry_cells, footnotes, metric_title, progress
 
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|~^$])")
-PLACES = {1: "**{}**", 2: "<u>{}</u>", 3: "*{}*"}
+PLACES = {1: "**@**", 2: "<u>@</u>", 3: "*@*"}
 
 
 def escape(text: str) -> str:
@@ -44,23 +44,8 @@ def markdown_table(table: TableModel) -> str:
     for label, entries in table.rows:
         lines.append([escape(label)])
         for entry in entries:
-            lines[-1] += _cells(entry, table)
+            lines[-1] += entry_cells(entry, table, escape, PLACES)
     text = f"## {escape(table.table.title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     text += "".join(f"\n{escape(note)}\n" for note in footnotes(table))
     conditions = "".join(f"- {escape(name)}: {escape(value)}\n" for name, value in condition_lines(table))
     return f"{text}\nRun conditions:\n\n{conditions}"
-
-
-def _cells(entry: Entry, table: TableModel) -> list[str]:
-    """Ours, and where the column has it the paper's and the difference."""
-    texts = shown(entry, table.table.percent)
-    ours = _marked(texts.ours, entry.rank) + (f" ({escape(texts.seeds)})" if texts.seeds else "")
-    if not table.columns[entry.column].compared:
-        return [ours]
-    apart = escape(" ".join(filter(None, (texts.difference, texts.interval))))
-    return [ours, _marked(texts.paper, entry.published_rank), apart]
-
-
-def _marked(text: str, rank: int | None) -> str:
-    """A number, highlighted if it is one of the best three."""
-    return PLACES[rank].format(escape(text)) if rank else escape(text)

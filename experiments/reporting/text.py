@@ -1,6 +1,7 @@
 """What the entries of a table say, in words that every format then escapes and highlights."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from experiments.reporting.model import Entry, TableModel
@@ -65,6 +66,27 @@ def _interval(found: Difference, digits: int) -> str:
     if found.low is None or found.high is None:
         return ""
     return f"[{found.low:+.{digits}f}, {found.high:+.{digits}f}]{ALONE if found.ours_alone else ''}"
+
+
+def entry_cells(entry: Entry, table: TableModel, escape: Callable[[str], str], places: Mapping[int, str]) -> list[str]:
+    """The cells of an entry: ours, and where the column has it the paper's and the difference.
+
+    Args:
+      entry: of the table.
+      table: that it belongs to.
+      escape: makes text what the format prints as it is.
+      places: how the best three are highlighted, with "@" for the number.
+    """
+
+    def marked(text: str, rank: int | None) -> str:
+        return places[rank].replace("@", escape(text)) if rank else escape(text)
+
+    texts = shown(entry, table.table.percent)
+    ours = marked(texts.ours, entry.rank) + (f" ({escape(texts.seeds)})" if texts.seeds else "")
+    if not table.columns[entry.column].compared:
+        return [ours]
+    apart = escape(" ".join(filter(None, (texts.difference, texts.interval))))
+    return [ours, marked(texts.paper, entry.published_rank), apart]
 
 
 def unit(table: TableModel) -> str:
