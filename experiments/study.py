@@ -6,7 +6,6 @@ have left takes the folder of all studies, `get_study(workdir) -> Study`, see `e
 """
 
 import importlib
-import importlib.util
 import inspect
 import itertools
 import pathlib
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from imbal_jax.config import load_config
+from imbal_jax.config import load_config, run_python_file
 from imbal_jax.errors import InputError, not_found
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
@@ -136,14 +135,7 @@ def _read_study(path: pathlib.Path, workdir: pathlib.Path) -> Study:
     """A study of a user's file."""
     if not path.is_file():
         raise InputError(f"STUDY: no such file: {str(path)!r}")
-    module_spec = importlib.util.spec_from_file_location(f"imbal_jax_study_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
-        raise InputError(f"STUDY: {path} failed: {type(error).__name__}: {error}") from error
-    study = _call_get_study(module, str(path), workdir)
+    study = _call_get_study(run_python_file(path, "STUDY"), str(path), workdir)
     file, colon, argument = study.config.partition(":")
     beside = path.parent.absolute() / file
     return study._replace(config=f"{beside}{colon}{argument}") if beside.is_file() else study

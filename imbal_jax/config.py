@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -33,15 +34,29 @@ def load_config(spec: str) -> ConfigDict:
     path = pathlib.Path(path_text)
     if not path.is_file():
         raise InputError(f"--config: no such file: {path_text!r}{_similar_files(path)}")
-    module_spec = importlib.util.spec_from_file_location(f"imbal_jax_config_{path.stem}", path)
+    module = run_python_file(path, "--config")
+    return _call_get_config(getattr(module, "get_config", None), path_text, argument)
+
+
+def run_python_file(path: pathlib.Path, argument: str) -> types.ModuleType:
+    """Runs a user's Python file as a module of its own.
+
+    Args:
+      path: of the file, which exists.
+      argument: of the command line that names it, for messages.
+
+    Raises:
+      InputError: it is no Python file, or it fails.
+    """
+    module_spec = importlib.util.spec_from_file_location(f"imbal_jax_file_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise InputError(f"--config: expected a Python file, got {path_text!r}")
+        raise InputError(f"{argument}: expected a Python file, got {str(path)!r}")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
-        raise InputError(f"--config: {path_text} failed: {type(error).__name__}: {error}") from error
-    return _call_get_config(getattr(module, "get_config", None), path_text, argument)
+        raise InputError(f"{argument}: {path} failed: {type(error).__name__}: {error}") from error
+    return module
 
 
 def _call_get_config(get_config: Callable[..., ConfigDict] | None, path: str, argument: str) -> ConfigDict:
