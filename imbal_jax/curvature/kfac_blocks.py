@@ -37,7 +37,8 @@ Tag: TypeAlias = Any
 Block: TypeAlias = Any
 Estimator: TypeAlias = Any
 _IdentityBlock: Any = kfac_jax.ScaledIdentity
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_HIGHEST = jax.lax.Precision.HIGHEST
+_matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
 
 
 class Eigenbasis(NamedTuple):
@@ -73,12 +74,14 @@ class EigenbasisBlock(_IdentityBlock):
       shape: a and g, the sizes of the two factors.
     """
 
-    def __init__(self, tag: Tag, batch_size: int, refresh: Array | bool = True):
-        """Args: the layer; the number of examples; whether this step finds new eigenvectors, may be traced."""
+    def __init__(
+        self, tag: Tag, batch_size: int, refresh: Array | bool = True, precision: jax.lax.Precision = _HIGHEST
+    ):
+        """Args: the layer; the number of examples; see `curvature_estimator` for the others."""
         kernel, *bias = tags.layer_eqn_data(tag).params
         outputs = _outputs_of(tag)
         self.shape = kernel.aval.size // outputs + len(bias), outputs
-        self._batch_size, self._refresh = batch_size, refresh
+        self._batch_size, self._refresh, self._precision = batch_size, refresh, precision
         super().__init__(tag)
 
     def update_curvature_matrix_estimate(
@@ -95,6 +98,7 @@ class EigenbasisBlock(_IdentityBlock):
           batch_size: the number of examples, N.
         """
         running = not isinstance(state.second_moments, tuple)
+        multiply = functools.partial(jnp.matmul, precision=self._precision)
 
         def refresh(_) -> Eigenbasis:
             return fresh_basis(*self._rows(estimation_data), running)
@@ -102,13 +106,13 @@ class EigenbasisBlock(_IdentityBlock):
         basis = jax.lax.cond(self._refresh, refresh, lambda basis: basis, state)
         if running:
             summed = self._join(estimation_data.tangents.params)
-            gradient = _matmul(_matmul(basis.inputs.T, summed), basis.outputs) / batch_size
+            gradient = multiply(multiply(basis.inputs.T, summed), basis.outputs) / batch_size
             moments = ema_old * basis.second_moments + ema_new * batch_size * gradient**2
             basis = basis._replace(second_moments=moments)
         else:
-            gradient, moments = projected_moments(*self._rows(estimation_data), basis)
+            gradient, moments = projected_moments(*self._rows(estimation_data), basis, self._precision)
         scaled = gradient / (moments + identity_weight)
-        return Estimate(basis, self._split(_matmul(_matmul(basis.inputs, scaled), basis.outputs.T)))
+        return Estimate(basis, self._split(multiply(multiply(basis.inputs, scaled), basis.outputs.T)))
 
     def _rows(self, data) -> tuple[Array, Array]:
         """Rows [batch, positions, a] and cotangents [batch, positions, g]."""
@@ -186,7 +190,9 @@ def second_moment_basis(rows: Array) -> tuple[Array, Array]:
     return jnp.concatenate([values, jnp.zeros(size - count, values.dtype)]), rotated
 
 
-def projected_moments(rows: Array, cotangents: Array, basis: Eigenbasis) -> tuple[Array, Array]:
+def projected_moments(
+    rows: Array, cotangents: Array, basis: Eigenbasis, precision: jax.lax.Precision = _HIGHEST
+) -> tuple[Array, Array]:
     """Mean and second moment of the per-example gradients in the basis, both [a, g].
 
     Without positions nothing of the size of the per-example gradients exists; with positions a block of
@@ -196,19 +202,21 @@ def projected_moments(rows: Array, cotangents: Array, basis: Eigenbasis) -> tupl
       rows: [batch, positions, a].
       cotangents: [batch, positions, g].
       basis: U_A and U_G.
+      precision: of the products.
     """
+    multiply = functools.partial(jnp.matmul, precision=precision)
     (examples, positions, inputs), outputs = rows.shape, cotangents.shape[-1]
     rotate_rows = positions * (inputs**2 + outputs**2) <= inputs**2 * outputs + inputs * outputs**2
     if rotate_rows:
-        rows, cotangents = _matmul(rows, basis.inputs), _matmul(cotangents, basis.outputs)
+        rows, cotangents = multiply(rows, basis.inputs), multiply(cotangents, basis.outputs)
     if positions == 1:
         x, y = rows[:, 0], cotangents[:, 0]
-        return _matmul(x.T, y) / examples, _matmul((x**2).T, y**2) / examples
+        return multiply(x.T, y) / examples, multiply((x**2).T, y**2) / examples
 
     def add_block(sums, block):
-        gradients = _matmul(jnp.swapaxes(block[0], 1, 2), block[1])
+        gradients = multiply(jnp.swapaxes(block[0], 1, 2), block[1])
         if not rotate_rows:
-            gradients = _matmul(_matmul(basis.inputs.T, gradients), basis.outputs)
+            gradients = multiply(multiply(basis.inputs.T, gradients), basis.outputs)
         return (sums[0] + gradients.sum(axis=0), sums[1] + jnp.square(gradients).sum(axis=0)), None
 
     # A scan over blocks; convolutions must not be in one on CPU, products may.
@@ -221,15 +229,18 @@ def projected_moments(rows: Array, cotangents: Array, basis: Eigenbasis) -> tupl
     return first / examples, second / examples
 
 
-def curvature_estimator(function: Callable, batch_size: int, refresh: Array | bool) -> Estimator:
+def curvature_estimator(
+    function: Callable, batch_size: int, refresh: Array | bool, precision: jax.lax.Precision = _HIGHEST
+) -> Estimator:
     """kfac-jax's estimator with these blocks, for one trace: it keeps what `function` and `refresh` close over.
 
     Args:
       function: of the parameters, which registers its losses.
       batch_size: the number of examples.
       refresh: whether this step finds new eigenvectors, may be traced.
+      precision: of the products with eigenvectors; the eigenvectors themselves are found with the highest.
     """
-    layer = functools.partial(_make_block, batch_size=batch_size, refresh=refresh)
+    layer = functools.partial(_make_block, batch_size=batch_size, refresh=refresh, precision=precision)
     variants = dict.fromkeys(("dense", "repeated_dense", "conv2d", _PRODUCT_OF_PATCHES), layer)
     patterns = (*_patch_patterns(), *tag_graph_matcher.DEFAULT_GRAPH_PATTERNS)
     return kfac_jax.BlockDiagonalCurvature(
@@ -249,9 +260,10 @@ def is_normalisation(block: Block) -> bool:
     return block.layer_tag_extra_params["meta"].variant == "scale_and_shift"
 
 
-def _make_block(tag: Tag, batch_size: int, refresh: Array | bool) -> Block:
+def _make_block(tag: Tag, batch_size: int, refresh: Array | bool, precision: jax.lax.Precision) -> Block:
     """A block with an eigenbasis if the layer is of a supported kind."""
-    return EigenbasisBlock(tag, batch_size, refresh) if _is_supported(tag, batch_size) else PlainGradient(tag)
+    supported = _is_supported(tag, batch_size)
+    return EigenbasisBlock(tag, batch_size, refresh, precision) if supported else PlainGradient(tag)
 
 
 def _is_supported(tag: Tag, batch_size: int) -> bool:

@@ -39,6 +39,7 @@ def ekfac(
     refresh_period: int = 100,
     second_moments: str = "batch",
     moment_decay: float = 0.75,
+    precision: str = "highest",
 ) -> Direction:
     """Eigenvalue-corrected Kronecker-factored preconditioning with the empirical Fisher matrix of the losses.
 
@@ -65,6 +66,8 @@ def ekfac(
       second_moments: "batch" for those of every batch; "running" for a moving average of N times the squared mean
         gradient in the basis, which starts at every refresh from the product of the eigenvalues, times the positions.
       moment_decay: the share of the old in the moving average of "running", in [0, 1).
+      precision: of the products with eigenvectors, by JAX's names: "highest", which is float32 everywhere, or "default",
+        which is the device's: float32 on a CPU, TF32 on recent GPUs of NVIDIA, as for the model itself.
 
     Returns:
       A direction; several seeds at once (`jax.vmap`) refresh together.
@@ -77,6 +80,8 @@ def ekfac(
     check_number("moment_decay", moment_decay, "in [0, 1)")
     if not isinstance(refresh_period, int) or isinstance(refresh_period, bool) or refresh_period < 1:
         raise InputError(f"refresh_period: expected a whole number >= 1, got {refresh_period!r}")
+    if precision not in ("highest", "default"):
+        raise InputError(f"precision: {not_found(precision, ('highest', 'default'))}")
     if second_moments not in ("batch", "running"):
         raise InputError(f"second_moments: {not_found(second_moments, ('batch', 'running'))}")
     from imbal_jax.curvature import kfac_blocks  # imports kfac-jax, a second that other directions need not wait for
@@ -92,7 +97,7 @@ def ekfac(
     def propose(objective: Objective, params: Params, batch: Batch, state: EKFACState, key: Array) -> Proposal:
         evidence, cotangents = _pull_back_losses(objective, params, batch, key)
         refresh = uniform(state.step % refresh_period == 0)
-        traced = _trace(objective, params, batch, key, cotangents, refresh)
+        traced = _trace(objective, params, batch, key, cotangents, refresh, jax.lax.Precision(precision))
         if traced.layers != layers:
             expected, found = _described(layers), _described(traced.layers)
             raise InputError(f"ekfac: expected the layers that it was built for, {expected}, got {found}")
@@ -130,6 +135,7 @@ def _trace(
     key: Array,
     cotangents: tuple[Array, ...],
     refresh: Array | bool,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> _Traced:
     """Has kfac-jax find the layers; the estimator is built anew for each trace because it keeps the trace's values.
 
@@ -148,7 +154,7 @@ def _trace(
             kfac_blocks.register_squared_error(zero, -cotangent * math.sqrt(examples))
         return jnp.zeros(())
 
-    estimator = kfac_blocks.curvature_estimator(register, examples, refresh)
+    estimator = kfac_blocks.curvature_estimator(register, examples, refresh, precision)
     try:
         estimator.finalize((params,))
     except Exception as error:  # kfac-jax raises ValueError, NotImplementedError, AssertionError and others

@@ -272,6 +272,19 @@ def test_every_option_changes_the_direction():
         assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
 
 
+def test_precision_is_that_of_the_products_with_eigenvectors():
+    _, objective, params, batches = setting("mlp", dtype=jnp.float32)
+
+    def precise_products(precision):
+        direction = ekfac(Structure(objective, params, batches[0]), precision=precision)
+        propose = jax.make_jaxpr(lambda batch, state: direction.propose(objective, params, batch, state, KEY))
+        return str(propose(batches[0], direction.init(params))).count("precision=(HIGHEST, HIGHEST)")
+
+    # Of each of two layers four: two for the moments, two rotate back. The rows are rotated only where it is cheaper.
+    assert precise_products("highest") - precise_products("default") >= 8
+    assert precise_products("default") > 0  # that find the eigenvectors
+
+
 def test_much_damping_gives_the_gradient_with_the_same_dropout():
     model = Net((nn.Dense(8), nn.Dropout(0.5, deterministic=False), nn.Dense(CLASSES)))
     batch = Batch(jax.random.normal(KEY, (12, 4)), jnp.asarray(LABELS))
