@@ -278,7 +278,7 @@ def test_precision_is_that_of_the_products_with_eigenvectors():
     def precise_products(precision):
         direction = ekfac(Structure(objective, params, batches[0]), precision=precision)
         propose = jax.make_jaxpr(lambda batch, state: direction.propose(objective, params, batch, state, KEY))
-        return str(propose(batches[0], direction.init(params))).count("precision=(HIGHEST, HIGHEST)")
+        return str(propose(batches[0], direction.init(params))).count("Precision.HIGHEST, Precision.HIGHEST")
 
     # Of each of two layers four: two for the moments, two rotate back. The rows are rotated only where it is cheaper.
     assert precise_products("highest") - precise_products("default") >= 8
