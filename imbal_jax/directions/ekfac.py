@@ -66,8 +66,8 @@ def ekfac(
       second_moments: "batch" for those of every batch; "running" for a moving average of N times the squared mean
         gradient in the basis, which starts at every refresh from the product of the eigenvalues, times the positions.
       moment_decay: the share of the old in the moving average of "running", in [0, 1).
-      precision: of the products with eigenvectors, by JAX's names: "highest", which is float32 everywhere, or "default",
-        which is the device's: float32 on a CPU, TF32 on recent GPUs of NVIDIA, as for the model itself.
+      precision: of the products with eigenvectors, by JAX's names: "highest", which is float32 everywhere, or
+        "default", which is the device's: float32 on a CPU, TF32 on recent GPUs of NVIDIA, as for the model itself.
 
     Returns:
       A direction; several seeds at once (`jax.vmap`) refresh together.
