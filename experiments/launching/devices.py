@@ -56,18 +56,20 @@ def divide(workers: int, gpus: Sequence[str], cpus: Sequence[int]) -> list[Slot]
     """Shares the devices out.
 
     Args:
-      workers: how many, >= 1; where they are more than the GPUs or cores, several share one.
+      workers: how many, >= 1; where they are more than the GPUs, or without any than the cores, several share one.
       gpus: to share; where there are none, workers compute on the cores.
       cpus: to share.
     """
     slots = []
     for i in range(workers):
-        own = _share(cpus, i, workers)
-        environment = {"OMP_NUM_THREADS": str(len(own))}
         if not gpus:
-            slots.append(Slot(f"CPU {_ranges(own)}", own, environment))
+            own = _share(cpus, i, workers)
+            slots.append(Slot(f"CPU {_ranges(own)}", own, {"OMP_NUM_THREADS": str(len(own))}))
             continue
         gpu = gpus[i % len(gpus)]
+        # Workers on one GPU share its cores: each needs many while it compiles and hardly one afterwards.
+        own = _share(cpus, i % len(gpus), min(workers, len(gpus)))
+        environment = {"OMP_NUM_THREADS": str(len(own))}
         beside = len(range(i % len(gpus), workers, len(gpus)))  # workers on this GPU
         environment["CUDA_VISIBLE_DEVICES"] = gpu
         if beside > 1:

@@ -152,6 +152,8 @@ def test_gpus_are_divided_among_workers():
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "5", "2"]
     shares = [slot.environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") for slot in slots]
     assert shares == ["0.45", None, "0.45"]
+    assert [slot.cpus for slot in slots] == [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 2, 3)]
+    assert [slot.cpus for slot in divide(1, ("2", "5"), range(8))] == [tuple(range(8))]
     assert default_workers(("0", "1"), range(64)) == 2
     assert visible_gpus({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == ()
 
