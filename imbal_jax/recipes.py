@@ -174,7 +174,7 @@ def correction(
     """
     ldam = {"name": "ldam", "max_margin": max_margin, "scale": 30.0 if cosines else 1.0}
     reweighting = {"name": "deferred", "at": at, "after": deferred_weight or {"name": "inverse_frequency"}}
-    influence = {"name": "influence_balanced", "alpha": 1000.0}
+    influence = {"name": "influence_balanced", "alpha": 1000.0, "normalization": "sum_one"}  # thesis Table 4.1
     sections = {
         "baseline": {"name": "cross_entropy"},
         "focal": {"name": "focal", "gamma": 1.0},

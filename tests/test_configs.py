@@ -235,6 +235,7 @@ def test_rows_of_the_tables_have_their_corrections():
     assert both.weight.after.name == "inverse_frequency" and both.weight.at == 0.5
     influence = correction_of("influence_balanced")
     assert influence.after.alpha == 1000.0 and influence.at == 0.5
+    assert influence.after.normalization == "sum_one"  # ten times smaller losses than with a mean of one
 
 
 @pytest.mark.parametrize("method", ["ef", "ekfac_drw", "smapler", "ief_sampelr"])
