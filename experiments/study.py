@@ -22,6 +22,9 @@ STUDIES = pathlib.Path(__file__).parent / "studies"
 ROOT = pathlib.Path(__file__).parent.parent  # where the paths of config files start
 _SAFE = re.compile(r"[A-Za-z0-9_.+-]+")  # what an axis and its values may be made of: they name folders
 
+IMBALANCE, CLASSES = "imbalance", "classes"  # what a curve may have in place of an axis
+ENDS = ("ratio", "lambda_max", "lambda_min")  # of the spectrum of each class's Hessian, and |lambda_min / lambda_max|
+
 Cell = Mapping[str, str]  # the name of every axis -> one of its values, as text
 
 
@@ -58,12 +61,12 @@ class Table(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A figure of a study: metrics over an axis, a line for every value of another."""
+    """A figure of a study: metrics over an axis, a line for every value of another or for every class."""
 
     name: str  # of its files
     title: str
-    x: str  # an axis with numbers, or "imbalance": examples of the most frequent class per one of the rarest
-    lines: str  # an axis
+    x: str  # an axis with numbers, or IMBALANCE: examples of the most frequent class per one of the rarest
+    lines: str  # an axis, or CLASSES: of ENDS, which runs with record.curvature_every have
     metrics: tuple[str, ...] = ("test/balanced_accuracy",)
     where: Callable[[Cell], bool] | None = None  # which cells the figure shows; all by default
 
@@ -178,8 +181,12 @@ def check_study(study: Study) -> None:
         if table.rows not in names:
             raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
     for curve in study.curves:
-        if wrong := [axis for axis in (curve.x, curve.lines) if axis not in (*names, "imbalance")]:
-            raise InputError(f"curve {curve.name}: {not_found(wrong[0], names)}")
+        of_classes = curve.lines == CLASSES
+        for place, known in ((curve.x, names if of_classes else [*names, IMBALANCE]), (curve.lines, [*names, CLASSES])):
+            if place not in known:
+                raise InputError(f"curve {curve.name}: {not_found(place, known)}")
+        if wrong := [metric for metric in curve.metrics if of_classes and metric not in ENDS]:
+            raise InputError(f"curve {curve.name}: metrics: {not_found(wrong[0], ENDS)}")
     for name in () if study.search is None else study.search.axes:
         if name not in names:
             raise InputError(f"search: axes: {not_found(name, names)}")
