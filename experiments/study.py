@@ -195,14 +195,14 @@ def check_study(study: Study) -> None:
 
 
 def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
-    """The study with some values of some axes only.
+    """The study with some values of some axes only, and with those of its tables that then have cells.
 
     Args:
       study: a study.
       only: values by axis.
 
     Raises:
-      InputError: there is no such axis or value; the nearest are named.
+      InputError: there is no such axis or value, the nearest are named; or no cell has all of these values.
     """
     by_name = {axis.name: axis for axis in study.axes}
     for name, values in only.items():
@@ -215,7 +215,14 @@ def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
         axis._replace(values=tuple(value for value in axis.values if value in only.get(axis.name, axis.values)))
         for axis in study.axes
     )
-    return study._replace(axes=kept)
+    part = study._replace(axes=kept)
+    cells = list(part.cells())
+    if not cells:
+        told = " ".join(f"{name}={','.join(values)}" for name, values in only.items())
+        raise InputError(f"--only: expected at least one cell, got none with {told}")
+    return part._replace(
+        tables=tuple(table for table in study.tables if table.where is None or any(map(table.where, cells)))
+    )
 
 
 def cell_name(cell: Cell) -> str:
