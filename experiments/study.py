@@ -46,6 +46,13 @@ class Published(NamedTuple):
     deviations: bool = False  # whether what stands after its ± are standard deviations rather than standard errors
 
 
+class Choice(NamedTuple):
+    """Candidates of which each place of a table shows the best, see `experiments.reporting.choice`."""
+
+    axis: str  # that the candidates differ along
+    split: str = "validation"  # that chooses; "test" as papers do that hold nothing out
+
+
 class Table(NamedTuple):
     """A table of a study: rows of one axis, columns of metrics and of the values of the other axes."""
 
@@ -58,6 +65,7 @@ class Table(NamedTuple):
     where: Callable[[Cell], bool] | None = None  # which cells the table shows; all by default
     percent: bool = True  # whether numbers are fractions shown in %, as the paper's; else they stay as they are
     key: Callable[[Cell, str], str] | None = None  # (cell, metric) -> the key of a cell's result; the metric by default
+    best: Choice | None = None  # an axis that has no columns, because only its best is shown
 
 
 class Curve(NamedTuple):
@@ -180,6 +188,9 @@ def check_study(study: Study) -> None:
     for table in study.tables:
         if table.rows not in names:
             raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
+        others = [name for name in names if name != table.rows]
+        if table.best is not None and table.best.axis not in others:
+            raise InputError(f"table {table.name}: best: {not_found(table.best.axis, others)}")
     for curve in study.curves:
         of_classes = curve.lines == CLASSES
         for place, known in ((curve.x, names if of_classes else [*names, IMBALANCE]), (curve.lines, [*names, CLASSES])):

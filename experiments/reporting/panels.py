@@ -1,12 +1,16 @@
 """What the figures of a report share: the cells by setting and method, and how settings and classes are called."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.reporting.choice import validation_mean
 from experiments.reporting.collect import CellResults, Collected, read_object
 from experiments.reporting.conditions import class_names
+from experiments.study import Search
 from imbal_jax.errors import InputError
 
 MOST_PANELS = 16  # of one figure; of more, the first are drawn and the caption tells
@@ -27,16 +31,36 @@ def method_axis(collected: Collected) -> str:
 
 
 def by_setting(collected: Collected) -> dict[str, dict[str, CellResults]]:
-    """The cells with results by setting (the values of the other axes) and method, both as written."""
-    axis = method_axis(collected)
+    """The cells with results by setting (the values of the other axes) and method, both as written.
+
+    Of a search they are the best on validation so far: figures of all candidates would be too many.
+    """
+    axis, search = method_axis(collected), collected.study.search
+    searched = () if search is None or axis in search.axes else search.axes
     labels = collected.study.tables[0].labels if collected.study.tables else {}
     found: dict[str, dict[str, CellResults]] = {}
-    for cell in collected.cells:
+    for cell in _best_of(collected.cells, search, searched) if search and searched else collected.cells:
         if cell.results:
-            rest = [labels.get(value, f"{name} = {value}") for name, value in cell.cell.items() if name != axis]
-            method = labels.get(cell.cell[axis], cell.cell[axis])
-            found.setdefault(", ".join(rest), {})[method] = cell
+            others = {name: value for name, value in cell.cell.items() if name != axis and name not in searched}
+            setting = ", ".join(labels.get(value, f"{name} = {value}") for name, value in others.items())
+            found.setdefault(setting, {})[labels.get(cell.cell[axis], cell.cell[axis])] = cell
     return found
+
+
+def _best_of(cells: Sequence[CellResults], search: Search, searched: Sequence[str]) -> list[CellResults]:
+    """The best cell with results of each group that differs only along searched axes, the first where none is known."""
+    groups: dict[tuple[str, ...], list[CellResults]] = {}
+    for cell in cells:
+        if cell.results:
+            key = tuple(value for name, value in cell.cell.items() if name not in searched)
+            groups.setdefault(key, []).append(cell)
+    sign = -1 if search.largest else 1
+
+    def order(cell: CellResults) -> float:
+        score = sign * validation_mean(cell, search.metric)
+        return score if math.isfinite(score) else math.inf
+
+    return [min(group, key=order) for group in groups.values()]
 
 
 def mean_of(cell: CellResults, key: str) -> np.ndarray | None:
