@@ -256,7 +256,8 @@ def class_curves_figure(
     for (name, key), axes in places.items():
         _draw_classes(axes, runs[name], key, order, colours)
         axes.set_yscale(scales[key][0], **scales[key][1])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=x_label == "epoch", min_n_ticks=1))
+        whole = x_label == "epoch"
+        axes.xaxis.set_major_locator(MaxNLocator("auto" if whole else 5, integer=whole, min_n_ticks=1))
     circles = any(np.any(doubt) for curves in runs.values() for doubt in curves.doubtful.values())
     _add_legend(figure, colours, [labels[label] for label in order], counted=class_counts is not None, circles=circles)
     return figure
