@@ -1,10 +1,13 @@
 """Tables of loss-conditional training as studies, see `experiments/studies/lct_*.py`.
 
-The paper trains sixteen models a method and tells the best; these studies train one each, the usual model of
-configs/lct.py. A model with LCT is read at the condition that is best on validation.
+The paper trains sixteen models a method, one for every combination of Table 2, and tells the best. `lct_3` and `lct_4`
+train one each, the usual model of configs/lct.py; `search_lct_3` and `search_lct_4` train all sixteen. A model with LCT
+is read at the condition that is best on validation.
 """
 
-from experiments.study import Cell
+from experiments.study import Axis, Cell, Choice, Search, Study, Table
+
+MODELS = tuple(map(str, range(16)))  # of configs/lct.py
 
 LABELS = {
     "focal": "Focal",
@@ -29,3 +32,28 @@ METHODS, DATASETS = tuple(LABELS)[:9], tuple(LABELS)[9:]
 def result_key(cell: Cell, metric: str) -> str:
     """The result of a conditional model is that of the condition chosen on validation."""
     return metric.replace("test/", "tuned/") if "_lct" in cell["method"] else metric
+
+
+def all_models(study: Study, name: str) -> Study:
+    """The paper's protocol: sixteen models a method, of which the tables tell the best.
+
+    Each table is there twice: once with the models, and their conditions, that are the best on validation; and once
+    with those that are the best on the test set, as the paper has it, whose numbers are too good by that choice.
+
+    Args:
+      study: with one model a method.
+      name: of the study to make.
+    """
+    return study._replace(
+        name=name,
+        config=f"{study.config}-{{model}}",
+        axes=(*study.axes, Axis("model", MODELS)),
+        tables=tuple(_best(table, split) for table in study.tables for split in ("validation", "test")),
+        search=Search(("model",), "validation/auc", largest=True),
+    )
+
+
+def _best(table: Table, split: str) -> Table:
+    """A table of the best of sixteen models."""
+    title = f"{table.title}, best of sixteen models on {'validation' if split == 'validation' else 'the test set'}"
+    return table._replace(name=f"{table.name}_{split}", title=title, best=Choice("model", split))

@@ -2,12 +2,13 @@
 
   python -m experiments.launch quick --workdir=runs
   python -m experiments.report quick --workdir=runs
+  python -m experiments.report quick --workdir=runs --only=alpha=0.2,1 --only=method=baseline,ief
 
 Written below DIR/STUDY/report: report.html, a page that needs nothing beside itself; report.md; report.tex, tables for
 LaTeX; report.csv, every number of the tables in full precision; seeds.csv, every number of every seed; and figures. A
 study may be under way: what has no result yet is marked missing. Tables have the mean and the standard error over
 seeds, the published value beside them, and the difference with a confidence interval, see
-`experiments.reporting.statistics`.
+`experiments.reporting.statistics`. With --only, everything is of a part of the study, in place of an earlier report.
 
 Pictures in DIR/STUDY/pictures are shown below the others, for figures that are of no run, such as
 `python -m experiments.toy_boundary --output=runs/thesis_4_2/pictures`.
@@ -17,7 +18,7 @@ import argparse
 import io
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -29,7 +30,7 @@ from experiments.reporting.model import build_table
 from experiments.reporting.page import Drawn, html_page
 from experiments.reporting.pictures import Picture, draw_pictures
 from experiments.reporting.text import progress
-from experiments.study import load_study, study_names
+from experiments.study import load_study, select, study_names
 from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
 
@@ -38,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
-      InputError: seeds are no numbers.
+      InputError: seeds are no numbers, or --only has no axis with values.
     """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
@@ -49,6 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("study", metavar="STUDY", help=f"a .py file, or {', '.join(study_names())}")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), metavar="DIR")
     parser.add_argument("--seeds", metavar="A,B,...", help="only these (default: all there are)")
+    parser.add_argument("--only", action="append", default=[], metavar="AXIS=V1,V2", help="some cells; repeatable")
     parser.add_argument(
         "--data", metavar="NAME", help="what the tables call the data, such as 'CIFAR-10, JPEG copy' for your own copy"
     )
@@ -58,31 +60,46 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
             raise InputError(f"--seeds: expected different whole numbers separated by commas, got {options.seeds!r}")
         options.seeds = tuple(map(int, parts))
+    options.only = _parse_only(options.only) if options.only else {}
     return options
+
+
+def _parse_only(texts: list[str]) -> dict[str, tuple[str, ...]]:
+    """Reads every --only as the launcher does."""
+    from experiments.launching.options import parse_only  # imports jax, which a report needs not
+
+    return parse_only(texts)
 
 
 def run(arguments: list[str]) -> int:
     """Writes the report; returns the exit status."""
     options = parse(arguments)
     workdir = options.workdir.expanduser()
-    study = load_study(options.study, workdir)
+    study = select(load_study(options.study, workdir), options.only)
+    name = title(study.name, options.only)
     collected = collect(study, workdir, options.seeds)
     tables = [build_table(collected, table, options.data) for table in study.tables]
     folder = collected.folder / "report"
     pictures = write_pictures(draw_pictures(collected), folder / "figures") + attached(collected)
     listed = [(picture.caption, _path(picture)) for picture in pictures]
     files = {
-        "report.html": html_page(study.name, tables, pictures, collected.seeds),
-        "report.md": markdown_page(study.name, tables, listed),
+        "report.html": html_page(name, tables, pictures, collected.seeds),
+        "report.md": markdown_page(name, tables, listed),
         "report.tex": latex_tables(tables),
         "report.csv": table_lines(study.name, tables),
         "seeds.csv": seed_lines(collected),
     }
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    print(f"{study.name}: {progress(tables)}")
+    for file, text in files.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    print(f"{name}: {progress(tables)}")
     print(f"written to {folder}: {', '.join(files)}, {len(pictures)} figures")
     return 0
+
+
+def title(study: str, only: Mapping[str, tuple[str, ...]]) -> str:
+    """What a report is of: a study, and which part of it."""
+    parts = [f"{axis} = {', '.join(values)}" for axis, values in only.items()]
+    return f"{study}, only {'; '.join(parts)}" if parts else study
 
 
 def write_pictures(pictures: Sequence[Picture], folder: pathlib.Path) -> list[Drawn]:

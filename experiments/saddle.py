@@ -36,7 +36,7 @@ def saddle(name: str, settings: tuple[str, ...], methods: tuple[str, ...]) -> St
       settings: long tails or step imbalance, which has no classes in the middle.
       methods: the rows.
     """
-    metrics = tuple(metric for metric in WORDS if settings == LONG_TAILS or metric != "test/recall_mid")
+    metrics = tuple(metric for metric in WORDS if set(settings) <= set(LONG_TAILS) or metric != "test/recall_mid")
     title = f"Rangwani et al. 2022, Table {name.removeprefix('saddle_')}: ResNet-32, imbalance ratio 100"
     return Study(
         name=name,

@@ -22,6 +22,9 @@ STUDIES = pathlib.Path(__file__).parent / "studies"
 ROOT = pathlib.Path(__file__).parent.parent  # where the paths of config files start
 _SAFE = re.compile(r"[A-Za-z0-9_.+-]+")  # what an axis and its values may be made of: they name folders
 
+IMBALANCE, CLASSES = "imbalance", "classes"  # what a curve may have in place of an axis
+ENDS = ("ratio", "lambda_max", "lambda_min")  # of the spectrum of each class's Hessian, and |lambda_min / lambda_max|
+
 Cell = Mapping[str, str]  # the name of every axis -> one of its values, as text
 
 
@@ -43,6 +46,13 @@ class Published(NamedTuple):
     deviations: bool = False  # whether what stands after its ± are standard deviations rather than standard errors
 
 
+class Choice(NamedTuple):
+    """Candidates of which each place of a table shows the best, see `experiments.reporting.choice`."""
+
+    axis: str  # that the candidates differ along
+    split: str = "validation"  # that chooses; "test" as papers do that hold nothing out
+
+
 class Table(NamedTuple):
     """A table of a study: rows of one axis, columns of metrics and of the values of the other axes."""
 
@@ -55,15 +65,16 @@ class Table(NamedTuple):
     where: Callable[[Cell], bool] | None = None  # which cells the table shows; all by default
     percent: bool = True  # whether numbers are fractions shown in %, as the paper's; else they stay as they are
     key: Callable[[Cell, str], str] | None = None  # (cell, metric) -> the key of a cell's result; the metric by default
+    best: Choice | None = None  # an axis that has no columns, because only its best is shown
 
 
 class Curve(NamedTuple):
-    """A figure of a study: metrics over an axis, a line for every value of another."""
+    """A figure of a study: metrics over an axis, a line for every value of another or for every class."""
 
     name: str  # of its files
     title: str
-    x: str  # an axis with numbers, or "imbalance": examples of the most frequent class per one of the rarest
-    lines: str  # an axis
+    x: str  # an axis with numbers, or IMBALANCE: examples of the most frequent class per one of the rarest
+    lines: str  # an axis, or CLASSES: of ENDS, which runs with record.curvature_every have
     metrics: tuple[str, ...] = ("test/balanced_accuracy",)
     where: Callable[[Cell], bool] | None = None  # which cells the figure shows; all by default
 
@@ -177,9 +188,16 @@ def check_study(study: Study) -> None:
     for table in study.tables:
         if table.rows not in names:
             raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
+        others = [name for name in names if name != table.rows]
+        if table.best is not None and table.best.axis not in others:
+            raise InputError(f"table {table.name}: best: {not_found(table.best.axis, others)}")
     for curve in study.curves:
-        if wrong := [axis for axis in (curve.x, curve.lines) if axis not in (*names, "imbalance")]:
-            raise InputError(f"curve {curve.name}: {not_found(wrong[0], names)}")
+        of_classes = curve.lines == CLASSES
+        for place, known in ((curve.x, names if of_classes else [*names, IMBALANCE]), (curve.lines, [*names, CLASSES])):
+            if place not in known:
+                raise InputError(f"curve {curve.name}: {not_found(place, known)}")
+        if wrong := [metric for metric in curve.metrics if of_classes and metric not in ENDS]:
+            raise InputError(f"curve {curve.name}: metrics: {not_found(wrong[0], ENDS)}")
     for name in () if study.search is None else study.search.axes:
         if name not in names:
             raise InputError(f"search: axes: {not_found(name, names)}")
@@ -188,14 +206,14 @@ def check_study(study: Study) -> None:
 
 
 def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
-    """The study with some values of some axes only.
+    """The study with some values of some axes only, and with those of its tables that then have cells.
 
     Args:
       study: a study.
       only: values by axis.
 
     Raises:
-      InputError: there is no such axis or value; the nearest are named.
+      InputError: there is no such axis or value, the nearest are named; or no cell has all of these values.
     """
     by_name = {axis.name: axis for axis in study.axes}
     for name, values in only.items():
@@ -208,7 +226,14 @@ def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
         axis._replace(values=tuple(value for value in axis.values if value in only.get(axis.name, axis.values)))
         for axis in study.axes
     )
-    return study._replace(axes=kept)
+    part = study._replace(axes=kept)
+    cells = list(part.cells())
+    if not cells:
+        told = " ".join(f"{name}={','.join(values)}" for name, values in only.items())
+        raise InputError(f"--only: expected at least one cell, got none with {told}")
+    return part._replace(
+        tables=tuple(table for table in study.tables if table.where is None or any(map(table.where, cells)))
+    )
 
 
 def cell_name(cell: Cell) -> str:

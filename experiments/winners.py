@@ -20,9 +20,10 @@ from rich.text import Text
 
 from experiments.launching.jobs import Paths, diverged_run, results_of
 from experiments.study import Cell, Study, cell_name, load_study
+from experiments.validation_scores import validation_score
 from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
-from imbal_jax.reports.records import read, write_json
+from imbal_jax.reports.records import write_json
 from imbal_jax.reports.summaries import mean_and_standard_error
 
 DIVERGED = "diverged"
@@ -112,7 +113,7 @@ def searched_options(study: Study, cell: Cell) -> dict[str, str]:
 
 
 def _score(study: Study, paths: Paths, cell: Cell, seeds: tuple[int, ...]) -> tuple[Any, Any]:
-    """Mean and standard error over seeds of the metric at the selected checkpoint; or that a seed diverged."""
+    """Mean and standard error over seeds of the metric, see `validation_score`; or that a seed diverged."""
     assert study.search is not None
     name, values = cell_name(cell), []
     found = results_of(paths.runs / name)
@@ -121,9 +122,7 @@ def _score(study: Study, paths: Paths, cell: Cell, seeds: tuple[int, ...]) -> tu
     if missing := [seed for seed in seeds if seed not in found]:
         raise InputError(f"winners of {study.name}: expected results of {name}, seeds {missing} are missing")
     for seed in seeds:
-        best = json.loads((found[seed] / "result.json").read_text())["best_step"]
-        records = {record["step"]: record for record in read(found[seed] / "metrics.jsonl")}
-        value = records.get(best, {}).get(study.search.metric)
+        value = validation_score(found[seed], study.search.metric)
         if value is None:
             raise InputError(f"search: expected {study.search.metric} in {found[seed] / 'metrics.jsonl'}, found none")
         values.append(value)

@@ -13,7 +13,7 @@ from imbal_jax.reports.summaries import mean_and_standard_error
 
 
 def distributions_figure(panels: Mapping[str, tuple[np.ndarray, Sequence[str]]]) -> Figure:
-    """Training examples of every class, in the order of the labels.
+    """Examples of every class, in the order of the labels.
 
     Args:
       panels: counts, [C], and the names of the classes by the title of the panel.
@@ -27,7 +27,7 @@ def distributions_figure(panels: Mapping[str, tuple[np.ndarray, Sequence[str]]])
         if ratio > 20:
             axes.set_yscale("log")
         axes.margins(x=0.01, y=0.16)
-        axes.set_ylabel("training examples")
+        axes.set_ylabel("examples")
         if len(counts) > MAX_NAMED_CLASSES:
             axes.set_xlabel("class index")
             continue

@@ -26,10 +26,14 @@ class CellResults(NamedTuple):
         """The run folders that the results are from, each once."""
         return list(dict.fromkeys(self.folders.values()))
 
-    def records(self) -> list[list[Record]]:
+    def records_by_seed(self) -> dict[int, list[Record]]:
         """The records of training of each finished seed that has them."""
-        paths = [run / f"seed_{seed}" / "metrics.jsonl" for seed, run in self.folders.items()]
-        return [read(path) for path in paths if path.exists()]
+        paths = {seed: run / f"seed_{seed}" / "metrics.jsonl" for seed, run in self.folders.items()}
+        return {seed: read(path) for seed, path in paths.items() if path.exists()}
+
+    def records(self) -> list[list[Record]]:
+        """The same without the seeds."""
+        return list(self.records_by_seed().values())
 
 
 class Collected(NamedTuple):

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from experiments.reporting.collect import CellResults
-from experiments.study import Curve
+from experiments.study import IMBALANCE, Curve
 from imbal_jax.reports.figures import COLOURS, new_figure
 from imbal_jax.reports.summaries import mean_and_standard_error
 from imbal_jax.reports.tables import readable
 
-IMBALANCE = "imbalance"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -82,7 +81,12 @@ def _place(curve: Curve, cell: CellResults) -> float | None:
         counts = [result.get("class_counts") for result in cell.results.values()]
         ratios = [max(each) / min(each) for each in counts if each and min(each) > 0]
         return float(np.mean(ratios)) if ratios else None
+    return number(cell.cell[curve.x])
+
+
+def number(text: str) -> float | None:
+    """What the value of an axis stands for; None where it is no number."""
     try:
-        return float(cell.cell[curve.x])
+        return float(text)
     except ValueError:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.published_tables import PublishedValue, read_table
+from experiments.reporting.choice import Chosen, choose
 from experiments.reporting.collect import CellResults, Collected
 from experiments.reporting.conditions import Condition, conditions_of
 from experiments.reporting.statistics import Difference, Estimate, difference, ranks
@@ -29,6 +30,8 @@ class Entry(NamedTuple):
     difference: Difference | None
     rank: int | None = None  # 1, 2 or 3 for the best of its column
     published_rank: int | None = None  # likewise among the paper's
+    chosen: str = ""  # which of several candidates it is, in a table of the best
+    untrained: int = 0  # candidates that there are no results of
 
     @property
     def state(self) -> str:
@@ -37,7 +40,7 @@ class Entry(NamedTuple):
             return "none"
         if not self.values:
             return "missing"
-        return "partial" if self.missing else "complete"
+        return "partial" if self.missing or self.untrained else "complete"
 
 
 class Column(NamedTuple):
@@ -83,10 +86,13 @@ def build_table(collected: Collected, table: Table, data: str | None = None) -> 
       InputError: the table names a published one that does not exist.
     """
     shown = [cell for cell in collected.cells if table.where is None or table.where(cell.cell)]
-    others = [axis.name for axis in collected.study.axes if axis.name != table.rows]
+    hidden = {table.rows} | (set() if table.best is None else {table.best.axis})
+    others = [axis.name for axis in collected.study.axes if axis.name not in hidden]
     row_values = list(dict.fromkeys(cell.cell[table.rows] for cell in shown))
     groups = list(dict.fromkeys(tuple(cell.cell[name] for name in others) for cell in shown))
-    by_place = {(cell.cell[table.rows], tuple(cell.cell[name] for name in others)): cell for cell in shown}
+    by_place: dict[tuple[str, tuple[str, ...]], list[CellResults]] = {}
+    for cell in shown:
+        by_place.setdefault((cell.cell[table.rows], tuple(cell.cell[name] for name in others)), []).append(cell)
     places = list(itertools.product(groups, table.metrics))
     rows = [
         [_entry(collected, table, by_place.get((row, group)), metric, i) for i, (group, metric) in enumerate(places)]
@@ -121,24 +127,29 @@ def published_value(published: Published, cell: Cell, metric: str) -> PublishedV
     return None if found is None or isinstance(found.value, str) else found
 
 
-def _entry(collected: Collected, table: Table, found: CellResults | None, metric: str, column: int) -> Entry:
+def _entry(collected: Collected, table: Table, cells: list[CellResults] | None, metric: str, column: int) -> Entry:
     """One entry, not yet ranked."""
-    if found is None:
+    if cells is None:
         return Entry(None, metric, column, {}, (), None, None, None)
-    key = metric if table.key is None else table.key(found.cell, metric)
+    keys = [metric if table.key is None else table.key(cell.cell, metric) for cell in cells]
+    if table.best is None:
+        (found,), (key,) = cells, keys
+        chosen = Chosen(found, {seed: result[key] for seed, result in found.results.items() if key in result}, "")
+    else:
+        less = metric.endswith(LESS_IS_BETTER)
+        chosen = choose(cells, table.best, collected.seeds, metric, keys, less=less)
+        found, key = chosen.found, keys[cells.index(chosen.found)]
     scale = 100.0 if table.percent else 1.0
-    values = {
-        seed: math.nan if result[key] is None else scale * float(result[key])
-        for seed, result in found.results.items()
-        if key in result
-    }
+    values = {seed: math.nan if value is None else scale * float(value) for seed, value in chosen.values.items()}
     missing = tuple(seed for seed in collected.seeds if seed not in values)
     ours = _estimate(list(values.values()))
     printed = None if table.published is None else published_value(table.published, found.cell, metric)
     compared = None
     if ours is not None and printed is not None and table.published is not None:
         compared = difference(ours, _paper(table.published, printed))
-    return Entry(found.cell, key, column, values, missing, ours, printed, compared)
+    return Entry(
+        found.cell, key, column, values, missing, ours, printed, compared, None, None, chosen.told, chosen.untrained
+    )
 
 
 def _estimate(values: Sequence[float]) -> Estimate | None:

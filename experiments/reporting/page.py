@@ -115,7 +115,11 @@ def _row(label: str, entries: Sequence[Entry], table: TableModel) -> str:
 def _cells(entry: Entry, table: TableModel) -> str:
     """Ours, and where the column has it the paper's and the difference."""
     texts = shown(entry, table.table.percent)
-    few = f'<small class="seeds">{escape(texts.seeds)}</small>' if texts.seeds else ""
+    few = (
+        f'<small class="{"seeds" if entry.state == "partial" else "interval"}">{escape(texts.seeds)}</small>'
+        if texts.seeds
+        else ""
+    )
     state = f" {entry.state}" if entry.state in ("missing", "partial") else ""
     state += " nan" if texts.ours == NOT_A_NUMBER else ""
     ours = f'<td class="start{state}{_place(entry.rank)}">{_numbered(texts.ours, entry.rank)}{few}</td>'

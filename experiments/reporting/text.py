@@ -21,7 +21,7 @@ class Shown(NamedTuple):
     """The texts of an entry."""
 
     ours: str
-    seeds: str  # "2 of 3 seeds"; empty where all are there or none
+    seeds: str  # "2 of 3 seeds", empty where all are there or none; in a table of the best, which candidate it is
     paper: str
     difference: str
     interval: str
@@ -36,8 +36,8 @@ def shown(entry: Entry, percent: bool) -> Shown:
     """
     digits = 2 if percent else 3
     ours = {"none": NO_CELL, "missing": MISSING}.get(entry.state) or _mean(entry, digits)
-    seeds = ""
-    if entry.state == "partial":
+    seeds = entry.chosen
+    if entry.missing and entry.state == "partial":
         seeds = f"{len(entry.values)} of {len(entry.values) + len(entry.missing)} seeds"
     paper = ""
     if entry.published is not None:

@@ -221,6 +221,8 @@ def class_curves_figure(
     panels: Mapping[str, str],
     class_names: Sequence[str],
     class_counts: Sequence[float] | None = None,
+    *,
+    x_label: str = "epoch",
 ) -> Figure:
     """Quantities of every class over epochs: the mean over seeds in a band of its standard error.
 
@@ -233,6 +235,7 @@ def class_curves_figure(
         of 20, on both sides of zero if need be.
       class_names: C of them.
       class_counts: training examples per class, [C]; None if unknown: the classes then keep their order.
+      x_label: what the curves are over, where that is not epochs.
 
     Raises:
       InputError: there is no run, or lengths differ.
@@ -249,11 +252,12 @@ def class_curves_figure(
         labels = [f"{name} ({count:.0f})" for name, count in zip(class_names, class_counts, strict=True)]
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(order)))
     scales = {key: _scale([curves.values[key] for curves in runs.values()]) for key in panels}
-    figure, places = _curve_axes(list(runs), panels)
+    figure, places = _curve_axes(list(runs), panels, x_label)
     for (name, key), axes in places.items():
         _draw_classes(axes, runs[name], key, order, colours)
         axes.set_yscale(scales[key][0], **scales[key][1])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        whole = x_label == "epoch"
+        axes.xaxis.set_major_locator(MaxNLocator("auto" if whole else 5, integer=whole, min_n_ticks=1))
     circles = any(np.any(doubt) for curves in runs.values() for doubt in curves.doubtful.values())
     _add_legend(figure, colours, [labels[label] for label in order], counted=class_counts is not None, circles=circles)
     return figure
@@ -326,7 +330,9 @@ def in_doubt(group: Mapping[str, Any]) -> bool:
     return bool(doubtful(values, residuals, np.abs(values).max()).any())
 
 
-def _curve_axes(names: list[str], panels: Mapping[str, str]) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+def _curve_axes(
+    names: list[str], panels: Mapping[str, str], x_label: str
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """A figure and its axes by run and quantity: a row per run, or three runs in a row if there is one quantity."""
     several = len(panels) > 1
     rows, columns = (len(names), len(panels)) if several else (-(-len(names) // 3), min(len(names), 3))
@@ -341,7 +347,7 @@ def _curve_axes(names: list[str], panels: Mapping[str, str]) -> tuple[Figure, di
         if key == next(iter(panels)):
             axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
         if position + columns >= len(places):
-            axes.set_xlabel("epoch")
+            axes.set_xlabel(x_label)
     return figure, places
 
 

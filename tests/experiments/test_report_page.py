@@ -169,6 +169,9 @@ def test_reports_import_no_jax():
     [
         (["quik"], "STUDY: no 'quik'; did you mean 'quick'?"),
         (["quick", "--seeds=0,0"], "--seeds: expected different whole numbers separated by commas, got '0,0'"),
+        (["quick", "--only=alpha"], "--only: expected AXIS=VALUE,VALUE with an axis once, got 'alpha'"),
+        (["quick", "--only=alpha=0.3"], "--only=alpha: no '0.3'"),
+        (["thesis_b_10", "--only=eta=10.0", "--only=method=gdn_raw"], "none with eta=10.0 method=gdn_raw"),
         (["quick", "--workdir=nowhere"], "--workdir: expected the folder of the study 'quick' in nowhere"),
     ],
 )
