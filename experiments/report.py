@@ -29,8 +29,8 @@ from experiments.reporting.model import build_table
 from experiments.reporting.page import Drawn, html_page
 from experiments.reporting.pictures import Picture, draw_pictures
 from experiments.reporting.text import progress
+from experiments.seeds import parse_seeds
 from experiments.study import load_study, study_names
-from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
 
 
@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
-      InputError: seeds are no numbers.
+      InputError: see `parse_seeds`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
@@ -54,10 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.seeds is not None:
-        parts = options.seeds.split(",")
-        if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-            raise InputError(f"--seeds: expected different whole numbers separated by commas, got {options.seeds!r}")
-        options.seeds = tuple(map(int, parts))
+        options.seeds = parse_seeds(options.seeds)
     return options
 
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.launching.jobs import Paths, diverged_run, results_of
+from experiments.launching.jobs import Paths, diverged_run
+from experiments.seeds import finished_seeds, result_file
 from experiments.study import Cell, Study, cell_name, load_study
 from imbal_jax.errors import InputError
 from imbal_jax.main import guarded
@@ -115,17 +116,18 @@ def _score(study: Study, paths: Paths, cell: Cell, seeds: tuple[int, ...]) -> tu
     """Mean and standard error over seeds of the metric at the selected checkpoint; or that a seed diverged."""
     assert study.search is not None
     name, values = cell_name(cell), []
-    found = results_of(paths.runs / name)
+    found = finished_seeds(paths.runs / name)
     if any(diverged_run(paths, name, seed) for seed in seeds if seed not in found):
         return DIVERGED, None
     if missing := [seed for seed in seeds if seed not in found]:
         raise InputError(f"winners of {study.name}: expected results of {name}, seeds {missing} are missing")
     for seed in seeds:
-        best = json.loads((found[seed] / "result.json").read_text())["best_step"]
-        records = {record["step"]: record for record in read(found[seed] / "metrics.jsonl")}
+        best = json.loads(result_file(found[seed], seed).read_text())["best_step"]
+        path = result_file(found[seed], seed).with_name("metrics.jsonl")
+        records = {record["step"]: record for record in read(path)}
         value = records.get(best, {}).get(study.search.metric)
         if value is None:
-            raise InputError(f"search: expected {study.search.metric} in {found[seed] / 'metrics.jsonl'}, found none")
+            raise InputError(f"search: expected {study.search.metric} in {path}, found none")
         values.append(value)
     mean, error = mean_and_standard_error(values)
     return float(mean), None if error is None else float(error)

@@ -16,24 +16,8 @@ def _greek(name: str) -> str:
 
 # Letters without a command of their own, such as omicron, look like Latin ones.
 _GREEK = (
-    *(
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-    ),
-    *("pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"),
-    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"),
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
+    " omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
 )
 # What pdflatex does not print as it is: commands, and characters that its fonts lack.
 _SPECIAL = {
@@ -52,7 +36,7 @@ _SPECIAL = {
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "∞": r"$\infty$",
-    **{_greek(name): rf"$\{name}$" for name in _GREEK},
+    **{_greek(name): rf"$\{name}$" for name in _GREEK.split()},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 PLACES = {1: r"\textbf{@}", 2: r"\underline{@}", 3: r"\textit{@}"}
