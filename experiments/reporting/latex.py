@@ -27,6 +27,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "†": r"$\dagger$",
     "°": r"$^\circ$",
@@ -48,7 +49,8 @@ _NUMBERS_SIGN = re.compile(r"(?<![\w.-])-(?=\d)")
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(_SPECIAL.get(character, character) for character in " ".join(text.split()))
+    text = "".join(_SPECIAL.get(character, character) for character in " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", text)  # two hyphens would be drawn as a dash
 
 
 def latex_tables(tables: Sequence[TableModel]) -> str:

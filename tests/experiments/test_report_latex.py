@@ -80,6 +80,10 @@ def test_what_latex_would_take_for_commands_is_printed(compiled, tmp_path):
     assert "Missing character" not in log
 
 
+def test_hyphens_are_no_dashes():
+    assert escape("--- a-b") == "-{}-{}- a-b"
+
+
 def test_greek_letters_and_signs_are_commands():
     assert escape("\N{MINUS SIGN} λ Ω ≤ 1_0 %") == r"$-$ $\lambda$ $\Omega$ $\leq$ 1\_0 \%"
 
