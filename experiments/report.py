@@ -30,8 +30,9 @@ from experiments.reporting.model import build_table
 from experiments.reporting.page import Drawn, html_page
 from experiments.reporting.pictures import Picture, draw_pictures
 from experiments.reporting.text import progress
-from experiments.study import load_study, select, study_names
-from imbal_jax.errors import InputError
+from experiments.seeds import parse_seeds
+from experiments.selection import parse_only, select
+from experiments.study import load_study, study_names
 from imbal_jax.main import guarded
 
 
@@ -39,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
-      InputError: seeds are no numbers, or --only has no axis with values.
+      InputError: see `parse_seeds` and `parse_only`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
@@ -56,19 +57,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.seeds is not None:
-        parts = options.seeds.split(",")
-        if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-            raise InputError(f"--seeds: expected different whole numbers separated by commas, got {options.seeds!r}")
-        options.seeds = tuple(map(int, parts))
-    options.only = _parse_only(options.only) if options.only else {}
+        options.seeds = parse_seeds(options.seeds)
+    options.only = parse_only(options.only)
     return options
-
-
-def _parse_only(texts: list[str]) -> dict[str, tuple[str, ...]]:
-    """Reads every --only as the launcher does."""
-    from experiments.launching.options import parse_only  # imports jax, which a report needs not
-
-    return parse_only(texts)
 
 
 def run(arguments: list[str]) -> int:

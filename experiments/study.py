@@ -205,37 +205,6 @@ def check_study(study: Study) -> None:
         raise InputError(f"study {study.name}: expected at least one cell, got none")
 
 
-def select(study: Study, only: Mapping[str, tuple[str, ...]]) -> Study:
-    """The study with some values of some axes only, and with those of its tables that then have cells.
-
-    Args:
-      study: a study.
-      only: values by axis.
-
-    Raises:
-      InputError: there is no such axis or value, the nearest are named; or no cell has all of these values.
-    """
-    by_name = {axis.name: axis for axis in study.axes}
-    for name, values in only.items():
-        if name not in by_name:
-            raise InputError(f"--only: {not_found(name, by_name)}")
-        for value in values:
-            if value not in by_name[name].values:
-                raise InputError(f"--only={name}: {not_found(value, by_name[name].values)}")
-    kept = tuple(
-        axis._replace(values=tuple(value for value in axis.values if value in only.get(axis.name, axis.values)))
-        for axis in study.axes
-    )
-    part = study._replace(axes=kept)
-    cells = list(part.cells())
-    if not cells:
-        told = " ".join(f"{name}={','.join(values)}" for name, values in only.items())
-        raise InputError(f"--only: expected at least one cell, got none with {told}")
-    return part._replace(
-        tables=tuple(table for table in study.tables if table.where is None or any(map(table.where, cells)))
-    )
-
-
 def cell_name(cell: Cell) -> str:
     """A cell's folder, "alpha=0.1,method=drw"."""
     return ",".join(f"{name}={value}" for name, value in cell.items())

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.launching.jobs import Paths, diverged_run, results_of
+from experiments.launching.jobs import Paths, diverged_run
+from experiments.seeds import finished_seeds, result_file
 from experiments.study import Cell, Study, cell_name, load_study
 from experiments.validation_scores import validation_score
 from imbal_jax.errors import InputError
@@ -116,15 +117,16 @@ def _score(study: Study, paths: Paths, cell: Cell, seeds: tuple[int, ...]) -> tu
     """Mean and standard error over seeds of the metric, see `validation_score`; or that a seed diverged."""
     assert study.search is not None
     name, values = cell_name(cell), []
-    found = results_of(paths.runs / name)
+    found = finished_seeds(paths.runs / name)
     if any(diverged_run(paths, name, seed) for seed in seeds if seed not in found):
         return DIVERGED, None
     if missing := [seed for seed in seeds if seed not in found]:
         raise InputError(f"winners of {study.name}: expected results of {name}, seeds {missing} are missing")
     for seed in seeds:
-        value = validation_score(found[seed], study.search.metric)
+        folder = result_file(found[seed], seed).parent
+        value = validation_score(folder, study.search.metric)
         if value is None:
-            raise InputError(f"search: expected {study.search.metric} in {found[seed] / 'metrics.jsonl'}, found none")
+            raise InputError(f"search: expected {study.search.metric} in {folder / 'metrics.jsonl'}, found none")
         values.append(value)
     mean, error = mean_and_standard_error(values)
     return float(mean), None if error is None else float(error)

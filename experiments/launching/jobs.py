@@ -1,8 +1,6 @@
 """Jobs, and where what belongs to them lies.
 
-A study lies in DIR/STUDY: its runs in runs/CELL/RUN, where RUN is "seeds_0" or, of seeds trained together,
-"seeds_0_1_2"; what belongs to the launcher in launch/. A seed of a cell is finished when some run of the cell has its
-result.json.
+A study lies in DIR/STUDY: its runs in runs/CELL/RUN, see `experiments.seeds`; what belongs to the launcher in launch/.
 """
 
 import json
@@ -10,9 +8,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.seeds import run_name, seeds_in
 from imbal_jax.main import EXIT_NON_FINITE
 from imbal_jax.reports.records import write_json
-from imbal_jax.training.folders import seed_folder
 
 PENDING = "pending"  # nothing of it has been trained
 INTERRUPTED = "interrupted"  # begun, to be resumed
@@ -51,36 +49,6 @@ class Job(NamedTuple):
     def name(self) -> str:
         """As it is told."""
         return f"{self.cell} {self.run}"
-
-
-def run_name(seeds: Sequence[int]) -> str:
-    """The folder of a run that trains some seeds."""
-    return "seeds_" + "_".join(map(str, seeds))
-
-
-def seeds_in(run: str) -> tuple[int, ...] | None:
-    """The seeds of a run by its folder's name; None if the name is not one of ours."""
-    parts = run.removeprefix("seeds_").split("_")
-    if not run.startswith("seeds_") or not all(part.isdecimal() for part in parts):
-        return None
-    return tuple(map(int, parts))
-
-
-def cell_runs(folder: pathlib.Path) -> dict[tuple[int, ...], pathlib.Path]:
-    """The runs in a cell's folder that have begun, by their seeds."""
-    runs = {}
-    for path in sorted(folder.glob("seeds_*/config.json")):
-        if (seeds := seeds_in(path.parent.name)) is not None:
-            runs[seeds] = path.parent
-    return runs
-
-
-def results_of(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The folder of every seed of a cell that has a result."""
-    found: dict[int, pathlib.Path] = {}
-    for seeds, run in cell_runs(folder).items():
-        found |= {seed: seed_folder(run, seed) for seed in seeds if (seed_folder(run, seed) / "result.json").exists()}
-    return found
 
 
 def run_folder(paths: Paths, job: Job) -> pathlib.Path:

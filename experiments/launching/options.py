@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from experiments.launching.jobs import Paths
-from experiments.study import Study, load_study, select, study_names
+from experiments.seeds import parse_seeds
+from experiments.selection import parse_only, select
+from experiments.study import Study, load_study, study_names
 from imbal_jax.config import parse_overrides
 from imbal_jax.errors import InputError
 
@@ -82,21 +84,6 @@ def parse(arguments: list[str], description: str | None) -> Options:
     )
 
 
-def parse_only(texts: list[str]) -> dict[str, tuple[str, ...]]:
-    """Reads "axis=v1,v2" of every --only.
-
-    Raises:
-      InputError: a text is something else, or names an axis again.
-    """
-    only: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals or not values or name in only:
-            raise InputError(f"--only: expected AXIS=VALUE,VALUE with an axis once, got {text!r}")
-        only[name] = tuple(values.split(","))
-    return only
-
-
 def parse_slurm(texts: list[str], executor: str) -> dict[str, str]:
     """Reads "key=value" of every --slurm.
 
@@ -110,16 +97,3 @@ def parse_slurm(texts: list[str], executor: str) -> dict[str, str]:
         if not key or not equals or not value:
             raise InputError(f"--slurm: expected KEY=VALUE, got {text!r}")
     return {key: value for key, _, value in pairs}
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads different whole numbers, separated by commas.
-
-    Raises:
-      InputError: the text is something else.
-    """
-    parts = text.split(",")
-    seeds = tuple(int(part) for part in parts if part.isdecimal())
-    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
-        raise InputError(f"--seeds: expected different whole numbers in 0..2^32-1 such as 0,1,2, got {text!r}")
-    return seeds

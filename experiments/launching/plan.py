@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, cell_runs, results_of, run_folder
+from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, run_folder
+from experiments.seeds import cell_runs, finished_seeds
 from experiments.study import Cell, Study, cell_config, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain
@@ -123,12 +124,12 @@ def cell_jobs(
 ) -> list[Job]:
     """The jobs of one cell: runs that have begun are resumed as they are, the other seeds are grouped anew."""
     folder = paths.runs / cell
-    done = results_of(folder)
+    done = finished_seeds(folder)
     missing = [seed for seed in seeds if seed not in done]
     jobs = []
     for run_seeds, run in cell_runs(folder).items():
         left = [seed for seed in run_seeds if seed not in done]
-        if any(seed in done and done[seed].parent != run for seed in run_seeds):
+        if any(seed in done and done[seed] != run for seed in run_seeds):
             continue  # resumed, it would train again what another run has finished
         # A run that was killed after its last result lacks its summary, which takes no training.
         unsummarised = not left and set(run_seeds) <= set(seeds) and not (run / "summary.json").exists()
@@ -146,8 +147,8 @@ def cell_jobs(
 
 def remaining(paths: Paths, job: Job) -> Job | None:
     """A job without the seeds that other runs have finished since it was planned; None where nothing is left to do."""
-    run, done = run_folder(paths, job), results_of(paths.runs / job.cell)
-    left = tuple(seed for seed in job.seeds if seed not in done or done[seed].parent == run)
+    run, done = run_folder(paths, job), finished_seeds(paths.runs / job.cell)
+    left = tuple(seed for seed in job.seeds if seed not in done or done[seed] == run)
     if not left:
         return None
     if left != job.seeds:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from experiments.launching.jobs import Paths, run_name
+from experiments.launching.jobs import Paths
 from experiments.launching.plan import Plan
 from experiments.launching.pool import FAILED, FINISHED, Result, meaning
+from experiments.seeds import run_name
 from imbal_jax.reports.records import write_json
 
 _STYLES = {FAILED: "bold red", FINISHED: "green"}

@@ -14,6 +14,7 @@ import threading
 from typing import Any
 
 from experiments.launching.locks import held
+from experiments.seeds import finished_seeds
 from imbal_jax.main import guarded
 from imbal_jax.training.interruption import StopRequest
 
@@ -73,10 +74,8 @@ def _train(job: dict[str, Any], stop: StopRequest) -> int:
 
 def _nothing_to_do(job: dict[str, Any]) -> bool:
     """Whether the run is finished, or another run of the cell has finished one of its seeds, since it was planned."""
-    from experiments.launching.jobs import results_of
-
     folder = pathlib.Path(job["folder"])
-    runs = [found.parent for seed, found in results_of(folder.parent).items() if seed in job["seeds"]]
+    runs = [run for seed, run in finished_seeds(folder.parent).items() if seed in job["seeds"]]
     finished = len(runs) == len(job["seeds"]) and (folder / "summary.json").exists()
     return finished or any(run != folder for run in runs)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments.reporting.collect import CellResults, read_object
+from experiments.seeds import result_file
 from experiments.study import Choice
 from experiments.validation_scores import VALIDATION, validation_score
 from imbal_jax.reports.summaries import mean_and_standard_error
@@ -66,12 +67,12 @@ def _on_validation(cell: CellResults, metric: str, key: str) -> Iterator[Candida
 
 def validation_mean(cell: CellResults, metric: str) -> float:
     """The mean over seeds of a metric of validation, NaN where a seed has none."""
-    return _mean([validation_score(run / f"seed_{seed}", metric) for seed, run in cell.folders.items()])
+    return _mean([validation_score(result_file(run, seed).parent, metric) for seed, run in cell.folders.items()])
 
 
 def _on_test(cell: CellResults, metric: str, key: str) -> Iterator[Candidate]:
     """A cell by its mean on the test set, at every condition where there is a grid."""
-    paths = {seed: run / f"seed_{seed}" / "conditions.json" for seed, run in cell.folders.items()}
+    paths = {seed: result_file(run, seed).with_name("conditions.json") for seed, run in cell.folders.items()}
     if not all(path.exists() for path in paths.values()):
         values = {seed: result.get(key) for seed, result in cell.results.items()}
         yield Candidate(cell, values, _mean(list(values.values())))

@@ -1,7 +1,6 @@
 """What the runs of a study have left in their folders: results by seed, and under what conditions they were made.
 
-A study's folder holds runs/CELL/RUN/, ordinary run folders; a seed is finished when one of its cell's run folders has
-its seed_K/result.json.
+A study's folder holds runs/CELL/RUN/, ordinary run folders; see `experiments.seeds` for which seeds are finished.
 """
 
 import json
@@ -9,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.seeds import finished_seeds, result_file
 from experiments.study import Cell, Study, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import Record, read
@@ -28,7 +28,7 @@ class CellResults(NamedTuple):
 
     def records_by_seed(self) -> dict[int, list[Record]]:
         """The records of training of each finished seed that has them."""
-        paths = {seed: run / f"seed_{seed}" / "metrics.jsonl" for seed, run in self.folders.items()}
+        paths = {seed: result_file(run, seed).with_name("metrics.jsonl") for seed, run in self.folders.items()}
         return {seed: read(path) for seed, path in paths.items() if path.exists()}
 
     def records(self) -> list[list[Record]]:
@@ -67,15 +67,9 @@ def collect(study: Study, workdir: pathlib.Path, seeds: Sequence[int] | None = N
 
 
 def _read_cell(folder: pathlib.Path, cell: Cell, seeds: Sequence[int] | None) -> CellResults:
-    """The finished seeds of a cell; where two runs have trained the same seed, that of the first by name counts."""
-    found: dict[int, pathlib.Path] = {}
-    for path in sorted(folder.glob("*/seed_*/result.json")):
-        number = path.parent.name.removeprefix("seed_")
-        if number.isdecimal() and (seeds is None or int(number) in seeds):
-            found.setdefault(int(number), path.parent.parent)
-    ordered = dict(sorted(found.items()))
-    results = {seed: read_object(run / f"seed_{seed}" / "result.json") for seed, run in ordered.items()}
-    return CellResults(cell, results, ordered)
+    """The finished seeds of a cell, of those asked for."""
+    found = {seed: run for seed, run in finished_seeds(folder).items() if seeds is None or seed in seeds}
+    return CellResults(cell, {seed: read_object(result_file(run, seed)) for seed, run in found.items()}, found)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

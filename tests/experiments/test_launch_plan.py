@@ -7,9 +7,11 @@ import pytest
 from experiments.launching.devices import default_workers, divide, visible_gpus
 from experiments.launching.estimate import elapsed, job_seconds
 from experiments.launching.grouping import judge
-from experiments.launching.jobs import INTERRUPTED, PENDING, Paths, seeds_in
-from experiments.launching.options import parse, parse_only, parse_seeds
+from experiments.launching.jobs import INTERRUPTED, PENDING, Paths
+from experiments.launching.options import parse
 from experiments.launching.plan import Together, check_stored, make_plan, resolved_cells, with_seeds
+from experiments.seeds import finished_seeds, parse_seeds, run_name, seeds_in
+from experiments.selection import parse_only
 from experiments.study import Axis, Study, load_study
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain, write_json
@@ -25,7 +27,7 @@ def configs():
 
 def leave(paths, configs, seeds, finished, *, summary=False, cell="method=ief"):
     """Makes a run folder."""
-    folder = paths.runs / cell / ("seeds_" + "_".join(map(str, seeds)))
+    folder = paths.runs / cell / run_name(seeds)
     write_json(folder / "config.json", with_seeds(plain(configs[cell].to_dict()), seeds, "auto"))
     for seed in finished:
         write_json(folder / f"seed_{seed}" / "result.json", {})
@@ -107,6 +109,7 @@ def test_every_config_is_checked_before_anything_starts(key, value, message):
         (["quikc"], "no 'quikc'; did you mean 'quick'"),
         (["nowhere/study.py"], "no such file"),
         (["quick", "--seeds=0,0"], "--seeds: expected different whole numbers"),
+        (["quick", "--seeds=4294967296"], "--seeds: expected numbers in 0..2\\^32-1, got '4294967296'"),
         (["quick", "--workers=0"], "--workers: expected a whole number >= 1, got 0"),
         (["quick", "--only=alpha=3"], "--only=alpha: no '3'"),
         (["quick", "--only=aplha=1"], "--only: no 'aplha'; did you mean 'alpha'"),
@@ -126,6 +129,16 @@ def test_only_and_seeds_are_read():
     assert parse_only(["a=1,2", "b=x"]) == {"a": ("1", "2"), "b": ("x",)}
     assert parse_seeds("3,1") == (3, 1)
     assert [seeds_in(name) for name in ("seeds_0_12", "seeds_x", "other")] == [(0, 12), None, None]
+
+
+def test_of_two_runs_with_the_same_seed_the_first_by_name_counts(tmp_path, configs):
+    paths = Paths(tmp_path)
+    for seeds, finished in (((1, 2), (1, 2)), ((0, 1), (0, 1)), ((3,), ())):
+        leave(paths, configs, seeds, finished)
+    (paths.runs / "method=ief" / "copy" / "seed_7").mkdir(parents=True)  # no name of ours
+    write_json(paths.runs / "method=ief" / "copy" / "seed_7" / "result.json", {})
+    found = {seed: run.name for seed, run in finished_seeds(paths.runs / "method=ief").items()}
+    assert list(found.items()) == [(0, "seeds_0_1"), (1, "seeds_0_1"), (2, "seeds_1_2")]
 
 
 def test_a_users_file_is_a_study_and_finds_its_config_beside_it(tmp_path):

@@ -1,10 +1,7 @@
-"""The launcher with real training: by commands, killed, and on SLURM."""
+"""The launcher with real training: by commands, and on SLURM. See `test_launch_kills.py` for kills."""
 
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -36,8 +33,6 @@ def get_study():
         }},
     )
 """
-RECORDS = ("metrics.jsonl", "result.json")
-TIMES = ("seconds", "seconds_per_epoch")
 
 
 @pytest.fixture(scope="module")
@@ -76,41 +71,6 @@ def test_other_options_for_the_same_folder_are_refused(launched, capsys):
     assert "training.epochs: stored 2, given 3" in capsys.readouterr().err
 
 
-def contents(runs):
-    """What runs have left but for times, by file."""
-    found = {}
-    for path in sorted(path for path in runs.rglob("*") if path.name in RECORDS):
-        texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        records = [json.loads(text) for text in texts]
-        kept = [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-        found[path.relative_to(runs).as_posix()] = kept
-    return found
-
-
-@pytest.mark.slow
-def test_ten_random_kills_leave_what_an_undisturbed_launch_leaves(tmp_path):
-    """A part of `quick`, longer runs; SIGKILL and SIGTERM, to the launcher alone and with its workers."""
-    command = [sys.executable, "-m", "experiments.launch", "quick", "--workers=2", "--only=alpha=1", "--seeds=0,1"]
-    command += ["--only=method=baseline,ief", "--config.training.epochs=200"]
-    undisturbed, disturbed = ([*command, f"--workdir={tmp_path / name}"] for name in ("undisturbed", "disturbed"))
-    subprocess.run(undisturbed, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    draw = random.Random(0)
-    kinds = [(number, group) for number in (signal.SIGKILL, signal.SIGTERM) for group in (False, True)] * 3
-    draw.shuffle(kinds)
-    for number, group in kinds[:10]:
-        # A session of its own, so that the workers can be killed with it.
-        launcher = subprocess.Popen(disturbed, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(draw.uniform(2, 14))
-        (os.killpg if group else os.kill)(launcher.pid, number)
-        status = launcher.wait(timeout=120)
-        assert status in (0, 85, -number)  # -SIGTERM: before it listened
-    final = subprocess.run(disturbed, cwd=ROOT, capture_output=True, text=True)
-    assert final.returncode == 0, final.stdout
-    expected = contents(tmp_path / "undisturbed" / "quick" / "runs")
-    assert len(expected) == 8
-    assert contents(tmp_path / "disturbed" / "quick" / "runs") == expected
-
-
 def has_slurm():
     """Whether a SLURM cluster answers."""
     if not shutil.which("slurmctld") or not shutil.which("squeue"):
@@ -118,25 +78,47 @@ def has_slurm():
     return subprocess.run(["squeue"], capture_output=True).returncode == 0
 
 
+# How a cluster interrupts: the signal before a time limit, after which submitit puts the job back into the queue; and
+# what preemption does, SIGTERM to all processes of the job, which SLURM then puts back itself.
+INTERRUPTIONS = {"method=focal": ("scancel", "--signal=USR1"), "method=baseline": ("scontrol", "requeue")}
+EPOCHS = 1000
+
+
+@pytest.fixture(scope="module")
+def interrupted_on_slurm(tmp_path_factory):
+    """The study's folder, and what the launcher printed while each of its two jobs was interrupted once."""
+    pytest.importorskip("submitit")
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "tiny.py").write_text(STUDY)
+    command = [sys.executable, "-m", "experiments.launch", str(folder / "tiny.py"), f"--workdir={folder}"]
+    command += ["--executor=slurm", "--slurm=cpus_per_task=1", "--slurm=time=10", f"--config.training.epochs={EPOCHS}"]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    waiting = dict(INTERRUPTIONS)
+    while waiting:
+        assert launcher.poll() is None
+        begun = [cell for cell in waiting if records_of(folder / "tiny", cell).exists()]
+        for cell in begun:
+            number = json.loads((folder / "tiny" / "launch" / "slurm.json").read_text())[f"{cell} seeds_0"]
+            subprocess.run([*waiting.pop(cell), number], check=True)
+        time.sleep(0.2)
+    printed, _ = launcher.communicate(timeout=900)
+    assert launcher.returncode == 0, printed
+    return folder / "tiny", printed
+
+
+def records_of(study, cell):
+    """The file of a cell's records of training."""
+    return study / "runs" / cell / "seeds_0" / "seed_0" / "metrics.jsonl"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not has_slurm(), reason="needs a SLURM cluster on this machine, see CONTRIBUTING.md")
-def test_slurm_requeues_what_is_signalled_before_its_time_limit(tmp_path):
-    pytest.importorskip("submitit")
-    (tmp_path / "tiny.py").write_text(STUDY)
-    command = [sys.executable, "-m", "experiments.launch", str(tmp_path / "tiny.py"), f"--workdir={tmp_path}"]
-    command += ["--executor=slurm", "--slurm=cpus_per_task=1", "--slurm=time=10", "--config.training.epochs=3000"]
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    study = tmp_path / "tiny"
-    records = study / "runs" / "method=focal" / "seeds_0" / "seed_0" / "metrics.jsonl"
-    while not records.exists():
-        assert launcher.poll() is None
-        time.sleep(0.2)
-    number = json.loads((study / "launch" / "slurm.json").read_text())["method=focal seeds_0"]
-    subprocess.run(["scancel", "--signal=USR1", number], check=True)
-    printed, _ = launcher.communicate(timeout=600)
-    assert launcher.returncode == 0, printed
-    assert printed.count("submitted: method=focal") == 1  # SLURM put it back into the queue, not the launcher
-    log = (study / "launch" / "logs" / "method=focal" / "seeds_0.log").read_text()
+@pytest.mark.parametrize("cell", INTERRUPTIONS)
+def test_slurm_requeues_what_is_interrupted_and_it_goes_on_where_it_was(interrupted_on_slurm, cell):
+    study, printed = interrupted_on_slurm
+    assert printed.count(f"submitted: {cell}") == 1  # SLURM put it back into the queue, not the launcher
+    log = (study / "launch" / "logs" / cell / "seeds_0.log").read_text()
     assert log.count("SLURM job on") == 2
-    assert "stopped after step" in log
-    assert [record["epoch"] for record in read(records)] == list(range(1, 3001))
+    assert log.count("stopped after step") == 1  # it has saved
+    assert [record["epoch"] for record in read(records_of(study, cell))] == list(range(1, EPOCHS + 1))
+    assert json.loads((study / "launch" / "status.json").read_text())[cell] == {"seeds_0": "finished"}

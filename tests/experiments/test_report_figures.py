@@ -6,7 +6,8 @@ import pytest
 from experiments.reporting.class_pictures import ends_over_axis
 from experiments.reporting.collect import collect
 from experiments.reporting.pictures import draw_pictures
-from experiments.study import CLASSES, IMBALANCE, Axis, Curve, Study, Table, cell_name, check_study, load_study, select
+from experiments.selection import select
+from experiments.study import CLASSES, IMBALANCE, Axis, Curve, Study, Table, cell_name, check_study, load_study
 from imbal_jax.errors import InputError
 from tests.analysis.toy_spectra import write
 

@@ -8,7 +8,8 @@ from scipy import stats
 
 from experiments import report
 from experiments.published_tables import lookup
-from experiments.study import cell_name, load_study, select
+from experiments.selection import select
+from experiments.study import cell_name, load_study
 from experiments.thesis import LABELS
 
 from .study_runs import write_run
