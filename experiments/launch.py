@@ -14,7 +14,7 @@ exit status: 0 all finished, 1 something failed, 2 bad input, 85 interrupted: th
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -26,6 +26,7 @@ from experiments.launching.jobs import Job, diverged_run
 from experiments.launching.options import Options, parse
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
 from experiments.launching.pool import DIVERGED, FAILED, STOPPED, Result
+from experiments.launching.rates import with_groups
 from experiments.launching.status import status_table, write_status
 from experiments.winners import write_winners
 from imbal_jax.errors import InputError
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
     gpus, cpus = devices.visible_gpus(), devices.usable_cpus()
     slots = devices.divide(options.workers or devices.default_workers(gpus, cpus), gpus, cpus)
     try:
-        plan, known = _plan(options, slots[0])
+        plan, known = _plan(options, slots)
         if options.estimate and not options.dry_run:
             tell_estimate(options.paths, plan.jobs, slots)
     except InputError:
@@ -60,8 +61,8 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def _plan(options: Options, slot: devices.Slot) -> tuple[Plan, list[Result]]:
-    """Checks everything, decides which seeds are trained together and shows what there is to do.
+def _plan(options: Options, slots: Sequence[devices.Slot]) -> tuple[Plan, list[Result]]:
+    """Checks everything, decides which seeds and cells are trained together and shows what there is to do.
 
     Returns:
       The plan, and the results of a search that are known to have diverged.
@@ -77,10 +78,12 @@ def _plan(options: Options, slot: devices.Slot) -> tuple[Plan, list[Result]]:
     plan = make_plan(options.paths, configs, options.seeds, ask_later)
     groups: dict[str, Together] = {}
     if not options.dry_run:
-        groups = _group(options, configs, to_group, slot)
+        groups = _group(options, configs, to_group, slots[0])
         plan = make_plan(options.paths, configs, options.seeds, lambda cell: groups[cell])
     plan, known = _without_diverged(options, plan)
     _show(options, plan, groups)
+    if not options.dry_run and options.executor == "local":
+        plan = _group_rates(options, configs, plan, slots)
     return plan, known
 
 
@@ -104,6 +107,24 @@ def _group(
     return {cell: Together(configs[cell].training.seeds_together == "yes", why) for cell in cells}
 
 
+def _group_rates(
+    options: Options, configs: Mapping[str, ConfigDict], plan: Plan, slots: Sequence[devices.Slot]
+) -> Plan:
+    """Decides which cells that differ only in their learning rates one process trains together, and tells it."""
+
+    def decide_together(jobs: Sequence[Job]) -> Together:
+        seeds = tuple(range(sum(len(job.seeds) for job in jobs)))
+        cell = jobs[0].cell
+        return decide(options.paths, configs, [cell], seeds, slots[0], at_once=len(jobs[0].seeds))[cell]
+
+    jobs, decided = with_groups(options.paths, plan.jobs, len(slots), decide_together)
+    for together, decision in decided:
+        how = "together (vmap)" if decision.together else "apart"
+        rates = ", ".join(f"{job.config['schedule']['learning_rate']:g}" for job in together)
+        _tell(f"learning rates {how}, {rates} for cells such as {together[0].name}: {decision.why}")
+    return plan._replace(jobs=jobs)
+
+
 def _without_diverged(options: Options, plan: Plan) -> tuple[Plan, list[Result]]:
     """A search's plan without what is known to diverge, and these results; other studies try again."""
     if options.study.search is None:
@@ -122,7 +143,7 @@ def _tell(line: str) -> None:
 
 
 def _show(options: Options, plan: Plan, groups: Mapping[str, Together]) -> None:
-    """Prints what there is to do, and how seeds are grouped."""
+    """Prints what there is to do, and how the seeds of a cell are grouped."""
     done = sum(map(len, plan.finished.values()))
     total = len(plan.finished) * len(options.seeds)
     _tell(f"{options.study.name}: {len(plan.finished)} cells x {len(options.seeds)} seeds: {done} of {total} finished")

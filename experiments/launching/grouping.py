@@ -1,4 +1,4 @@
-"""Whether the seeds of a cell are trained together by vmap: where it is faster and the memory holds them."""
+"""Whether seeds and learning rates are trained together by vmap: where it is faster and the memory holds them."""
 
 import hashlib
 import json
@@ -26,9 +26,17 @@ _ON_ACCELERATOR = (*_ON_CPU, "augmentation", "correction", "direction", "step_ru
 
 
 def decide(
-    paths: Paths, configs: Mapping[str, ConfigDict], cells: Sequence[str], seeds: tuple[int, ...], slot: Slot
+    paths: Paths,
+    configs: Mapping[str, ConfigDict],
+    cells: Sequence[str],
+    seeds: tuple[int, ...],
+    slot: Slot,
+    at_once: int = 1,
 ) -> dict[str, Together]:
     """Decides for some cells; what has been measured before is read from launch/grouping.json.
+
+    Another learning rate costs what another seed costs: for cells that differ only in it, as many seeds are measured as
+    there would be of all cells.
 
     Args:
       paths: of the study.
@@ -36,6 +44,7 @@ def decide(
       cells: those to decide for.
       seeds: to train of each.
       slot: where it is measured.
+      at_once: how many of the seeds would else be trained at once.
 
     Raises:
       InputError: a measurement failed; the last lines it printed are given.
@@ -50,14 +59,16 @@ def decide(
         if choice != "auto":
             decisions[cell] = Together(choice == "yes", f"training.seeds_together={choice}")
             continue
-        keys[cell] = signature(config, seeds, _ON_ACCELERATOR if on_gpu else _ON_CPU, slot.name if on_gpu else "CPU")
+        # On a CPU the number of seeds does not matter.
+        of_gpu = (seeds, _ON_ACCELERATOR, f"{slot.name}, {at_once} at once")
+        keys[cell] = signature(config, *of_gpu) if on_gpu else signature(config, (), _ON_CPU, "CPU")
     to_measure = {key: cell for cell, key in keys.items() if key not in known}
     requests = [with_seeds(plain(configs[cell].to_dict()), seeds, "auto") for cell in to_measure.values()]
     # On an accelerator a process for each, because the peak of memory is that of a process.
     batches = [[request] for request in requests] if on_gpu else [requests] if requests else []
-    answers = [answer for batch in batches for answer in ask(paths, "seeds", batch, slot)]
+    answers = [answer for batch in batches for answer in ask(paths, "seeds", batch, slot, at_once)]
     for (key, cell), answer in zip(to_measure.items(), answers, strict=True):
-        known[key] = {"cell": cell, **judge(answer, len(seeds))._asdict(), "measured": answer}
+        known[key] = {"cell": cell, **judge(answer, len(seeds), at_once)._asdict(), "measured": answer}
     if to_measure:
         write_json(file, known)
     return {
@@ -65,12 +76,13 @@ def decide(
     }
 
 
-def judge(answer: Mapping[str, Any], seeds: int) -> Together:
+def judge(answer: Mapping[str, Any], seeds: int, at_once: int = 1) -> Together:
     """What a measurement says.
 
     Args:
       answer: of `experiments.launching.probe`.
       seeds: how many would be trained together.
+      at_once: how many would else.
     """
     if answer["streamed"]:
         return Together(False, "examples come from the host")
@@ -80,8 +92,9 @@ def judge(answer: Mapping[str, Any], seeds: int) -> Together:
         return Together(True, "no convolutions: small products become larger ones")
     if answer["together"] is None:
         return Together(False, f"the memory does not hold {seeds} seeds")
-    apart, together = seeds * answer["apart"]["seconds"], answer["together"]["seconds"]
-    told = f"a step of {seeds} seeds takes {1e3 * together:.3g} ms together, {1e3 * apart:.3g} ms one after the other"
+    apart, together = seeds / at_once * answer["apart"]["seconds"], answer["together"]["seconds"]
+    else_how = "one after the other" if at_once == 1 else f"{at_once} at a time"
+    told = f"a step of {seeds} seeds takes {1e3 * together:.3g} ms together, {1e3 * apart:.3g} ms {else_how}"
     return Together(together * _GAIN < apart, told)
 
 
@@ -91,7 +104,7 @@ def signature(config: Mapping[str, Any], seeds: Sequence[int], sections: Sequenc
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slot) -> Any:
+def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slot, at_once: int = 1) -> Any:
     """Has something measured in a process of its own, see `experiments.launching.probe`.
 
     Raises:
@@ -105,7 +118,7 @@ def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slo
             **slot.environment,
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
         }
-        asked = {"what": what, "cpus": slot.cpus, "started": time.time(), "configs": configs}
+        asked = {"what": what, "cpus": slot.cpus, "started": time.time(), "configs": configs, "at_once": at_once}
         write_json(request, asked)
         command = [sys.executable, "-m", "experiments.launching.probe", str(request), str(answer)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -21,8 +21,8 @@ _REPETITIONS = 3
 def run(arguments: list[str]) -> int:
     """Answers a request.
 
-    The request has "what", "seeds" or "jobs"; the "cpus" to run on; the time at which the process was "started"; and
-    "configs", resolved.
+    The request has "what", "seeds" or "jobs"; the "cpus" to run on; the time at which the process was "started";
+    "configs", resolved; and for seeds how many would be trained "at_once" if not all.
     """
     request = json.loads(pathlib.Path(arguments[0]).read_text())
     if hasattr(os, "sched_setaffinity"):
@@ -51,7 +51,7 @@ def _of_seeds(request: dict[str, Any]) -> list[dict[str, Any]]:
         answer["streamed"] = is_streamed(experiment.data.train.images)
         answer["convolutions"] = has_convolutions(experiment)
         if answer["backend"] != "cpu" and not answer["streamed"]:
-            answer["apart"] = time_steps(experiment, experiment.seeds[:1])
+            answer["apart"] = time_steps(experiment, experiment.seeds[: request["at_once"]])
             answer["together"] = _time_together(experiment)
         answers.append(answer)
     return answers
