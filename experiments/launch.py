@@ -8,7 +8,8 @@
 The runs lie in DIR/STUDY/runs. Finished ones are skipped and interrupted ones resumed, so the same command again goes
 on after a kill; two launchers on one folder share the work. Failures are shown at once with the end of their log; what
 may have been chance (a crash, want of memory) is tried again, bad input and a non-finite loss are not. Ctrl-C or
-SIGTERM lets every worker save first.
+SIGTERM lets every worker save first. On this machine cells that differ only in their learning rates may be trained by
+one process, if that is measured not to be slower.
 
 exit status: 0 all finished, 1 something failed, 2 bad input, 85 interrupted: the same command continues
 """
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from experiments.launching import devices, local, slurm
 from experiments.launching.estimate import tell_estimate
-from experiments.launching.grouping import decide
+from experiments.launching.grouping import decide, decide_rates
 from experiments.launching.jobs import Job, diverged_run
 from experiments.launching.options import Options, parse
 from experiments.launching.plan import Plan, Together, check_stored, make_plan, resolved_cells
@@ -113,15 +114,18 @@ def _group_rates(
     """Decides which cells that differ only in their learning rates one process trains together, and tells it."""
 
     def decide_together(jobs: Sequence[Job]) -> Together:
-        seeds = tuple(range(sum(len(job.seeds) for job in jobs)))
-        cell = jobs[0].cell
-        return decide(options.paths, configs, [cell], seeds, slots[0], at_once=len(jobs[0].seeds))[cell]
+        at_once = len(jobs[0].seeds)
+        return decide_rates(options.paths, configs, jobs[0].cell, at_once * len(jobs), at_once, slots[0])
 
     jobs, decided = with_groups(options.paths, plan.jobs, len(slots), decide_together)
+    reasons: dict[Together, list[Sequence[Job]]] = {}
     for together, decision in decided:
+        reasons.setdefault(decision, []).append(together)
+    for decision, groups in reasons.items():
         how = "together (vmap)" if decision.together else "apart"
-        rates = ", ".join(f"{job.config['schedule']['learning_rate']:g}" for job in together)
-        _tell(f"learning rates {how}, {rates} for cells such as {together[0].name}: {decision.why}")
+        rates = ", ".join(f"{job.config['schedule']['learning_rate']:g}" for job in groups[0])
+        what = f"{sum(map(len, groups))} run(s), such as {rates} for {groups[0][0].name}"
+        _tell(f"learning rates {how}, {what}: {decision.why}")
     return plan._replace(jobs=jobs)
 
 

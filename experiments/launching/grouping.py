@@ -20,6 +20,8 @@ from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain, write_json
 
 _GAIN = 1.05  # by how much together must be faster: apart, workers share the seeds and lose less when killed
+# Learning rates may even lose a little: one process starts and compiles in the place of several.
+_GAIN_OF_RATES = 0.9
 # What the answer depends on: on a CPU only the kind of network.
 _ON_CPU = ("data", "classes", "model")
 _ON_ACCELERATOR = (*_ON_CPU, "augmentation", "correction", "direction", "step_rule", "training")
@@ -31,12 +33,9 @@ def decide(
     cells: Sequence[str],
     seeds: tuple[int, ...],
     slot: Slot,
-    at_once: int = 1,
+    at_once: int | None = None,
 ) -> dict[str, Together]:
     """Decides for some cells; what has been measured before is read from launch/grouping.json.
-
-    Another learning rate costs what another seed costs: for cells that differ only in it, as many seeds are measured as
-    there would be of all cells.
 
     Args:
       paths: of the study.
@@ -44,12 +43,12 @@ def decide(
       cells: those to decide for.
       seeds: to train of each.
       slot: where it is measured.
-      at_once: how many of the seeds would else be trained at once.
+      at_once: given by `decide_rates`.
 
     Raises:
       InputError: a measurement failed; the last lines it printed are given.
     """
-    on_gpu = slot.name.startswith("GPU")
+    on_gpu = _is_gpu(slot)
     file = paths.launch / "grouping.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     decisions, keys = {}, {}
@@ -59,9 +58,10 @@ def decide(
         if choice != "auto":
             decisions[cell] = Together(choice == "yes", f"training.seeds_together={choice}")
             continue
-        # On a CPU the number of seeds does not matter.
-        of_gpu = (seeds, _ON_ACCELERATOR, f"{slot.name}, {at_once} at once")
-        keys[cell] = signature(config, *of_gpu) if on_gpu else signature(config, (), _ON_CPU, "CPU")
+        if on_gpu or at_once is not None:
+            keys[cell] = signature(config, seeds, _ON_ACCELERATOR, f"{slot.name}, {at_once} at once")
+        else:
+            keys[cell] = signature(config, (), _ON_CPU, "CPU")
     to_measure = {key: cell for cell, key in keys.items() if key not in known}
     requests = [with_seeds(plain(configs[cell].to_dict()), seeds, "auto") for cell in to_measure.values()]
     # On an accelerator a process for each, because the peak of memory is that of a process.
@@ -76,13 +76,43 @@ def decide(
     }
 
 
-def judge(answer: Mapping[str, Any], seeds: int, at_once: int = 1) -> Together:
+def decide_rates(
+    paths: Paths, configs: Mapping[str, ConfigDict], cell: str, seeds: int, at_once: int, slot: Slot
+) -> Together:
+    """Decides for cells that differ only in their learning rates.
+
+    Another learning rate costs what another seed costs: as many seeds of one cell are timed as all cells have together.
+    What convolves on a CPU is not timed.
+
+    Args:
+      paths: of the study.
+      configs: of all cells.
+      cell: one of these.
+      seeds: of all of these.
+      at_once: how many seeds of one cell are trained together.
+      slot: where it is measured.
+
+    Raises:
+      InputError: see `decide`.
+    """
+    given = (paths, configs, [cell], tuple(range(seeds)), slot)
+    if not _is_gpu(slot) and not (of_network := decide(*given)[cell]).together:
+        return of_network
+    return decide(*given, at_once)[cell]
+
+
+def _is_gpu(slot: Slot) -> bool:
+    """Whether a worker computes on a GPU."""
+    return slot.name.startswith("GPU")
+
+
+def judge(answer: Mapping[str, Any], seeds: int, at_once: int | None = None) -> Together:
     """What a measurement says.
 
     Args:
       answer: of `experiments.launching.probe`.
       seeds: how many would be trained together.
-      at_once: how many would else.
+      at_once: of learning rates, how many seeds would else be; None of seeds, which would be one after the other.
     """
     if answer["streamed"]:
         return Together(False, "examples come from the host")
@@ -92,10 +122,12 @@ def judge(answer: Mapping[str, Any], seeds: int, at_once: int = 1) -> Together:
         return Together(True, "no convolutions: small products become larger ones")
     if answer["together"] is None:
         return Together(False, f"the memory does not hold {seeds} seeds")
-    apart, together = seeds / at_once * answer["apart"]["seconds"], answer["together"]["seconds"]
-    else_how = "one after the other" if at_once == 1 else f"{at_once} at a time"
+    apart, together = seeds / (at_once or 1) * answer["apart"]["seconds"], answer["together"]["seconds"]
+    else_how = "one after the other" if at_once in (None, 1) else f"{at_once} at a time"
     told = f"a step of {seeds} seeds takes {1e3 * together:.3g} ms together, {1e3 * apart:.3g} ms {else_how}"
-    return Together(together * _GAIN < apart, told)
+    if at_once is None:
+        return Together(together * _GAIN < apart, told)
+    return Together(together * _GAIN_OF_RATES < apart, f"{told}; apart, each cell starts and compiles for itself")
 
 
 def signature(config: Mapping[str, Any], seeds: Sequence[int], sections: Sequence[str], device: str) -> str:
@@ -104,7 +136,7 @@ def signature(config: Mapping[str, Any], seeds: Sequence[int], sections: Sequenc
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slot, at_once: int = 1) -> Any:
+def ask(paths: Paths, what: str, configs: Sequence[Mapping[str, Any]], slot: Slot, at_once: int | None = None) -> Any:
     """Has something measured in a process of its own, see `experiments.launching.probe`.
 
     Raises:

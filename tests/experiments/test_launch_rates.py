@@ -35,6 +35,7 @@ def get_study():
         "model.hidden": "()",
         "training.epochs": 3,
         "training.checkpoint_every_epochs": 1,
+        "training.seeds_together": "yes",  # nothing is measured
         "record.figures": False,
         "record.tensorboard": False,
     }}
@@ -187,7 +188,7 @@ def test_a_search_that_is_killed_goes_on(searched, tmp_path, capsys):
     capsys.readouterr()
     assert guarded(run, arguments(tmp_path / "killed", *longer)) == 0
     printed = capsys.readouterr().out
-    assert "learning rates together (vmap), 0.05, 0.2 for cells" in printed
+    assert "learning rates together (vmap), 2 run(s), such as 0.05, 0.2 for method=baseline" in printed
     assert printed.count("resumed, together with 1 more") == 2
     assert guarded(run, arguments(tmp_path / "whole", *longer)) == 0
     assert_close(*(contents(tmp_path / name / "tiny" / "runs") for name in ("killed", "whole")))
