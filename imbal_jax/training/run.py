@@ -28,6 +28,7 @@ from imbal_jax.training.loop import Best, Fitted, best_in, fit, seeds_scores, sp
 from imbal_jax.training.members import Member, Run, members_of
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
 from imbal_jax.training.state import count_parameters, join_seeds, split_seeds, stored_form
+from imbal_jax.training.streaming import is_streamed
 
 
 def train(
@@ -72,7 +73,7 @@ def train_together(
     """Trains runs that differ only in their learning rates, all seeds of all at once, each into its own folder.
 
     Every folder becomes what `train` would make of it, up to the rounding of batched products, and can be continued by
-    itself. Several runs must not stream their examples from the host.
+    itself. Where examples come from the host, it is one after the other.
 
     Args:
       experiment: the parts of the first run.
@@ -105,6 +106,7 @@ def _train_members(
     experiment: Experiment, members: list[Member], stop: StopRequest, *, several: bool
 ) -> dict[int, NonFiniteLossError]:
     """Trains and tests members, together or one after the other; returns why runs were given up, by run."""
+    several = several and not is_streamed(experiment.data.train.images)
     together = len(members) > 1 and (several or train_seeds_together(experiment))
     groups = [members] if together else [[member] for member in members]
     programs = compile_programs(experiment, stacked=together) if members else None
@@ -112,7 +114,7 @@ def _train_members(
     with Progress(len(members) * experiment.horizon.epochs, experiment.data.name) as progress:
         for group in groups:
             if group[0].run in lost:
-                break
+                continue
             assert programs is not None
             fitted = fit(experiment, programs, group, stop, progress.epoch)
             _test(experiment, programs, group, fitted)

@@ -156,6 +156,18 @@ def test_runs_that_are_stopped_continue_in_any_grouping(tmp_path, apart):
         assert_same_run(run.workdir, tmp_path / "whole" / str(rate), *SGD)
 
 
+def test_the_last_seed_that_is_left_keeps_its_learning_rate(tmp_path):
+    options = [*SGD, "--config.seeds=1"]
+    train_alone(tmp_path / "together", RATES[0], *options)
+    experiment, runs = runs_of(tmp_path / "together", *options)
+    train_together(experiment, runs)
+    train_alone(tmp_path / "alone", RATES[1], *options)
+    records = [read(tmp_path / name / str(RATES[1]) / "seed_1" / "metrics.jsonl") for name in ("together", "alone")]
+    for left, right in zip(*records, strict=True):
+        np.testing.assert_allclose(left["train/loss"], right["train/loss"], rtol=1e-5)
+        assert left["learning_rate"] == right["learning_rate"]
+
+
 def test_runs_that_differ_in_something_else_are_refused(tmp_path):
     experiment, runs = runs_of(tmp_path)
     other = runs_of(tmp_path, "--config.step_rule.momentum=0.5")[1]
