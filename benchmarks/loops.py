@@ -37,6 +37,7 @@ class OurLoop:
         self.experiment, self.programs, self.seeds = experiment, programs, seeds
         self.keys, self.state = programs.keys(seeds), programs.initial(seeds)
         self.partial = np.zeros((0, 2, len(seeds)))
+        self.alive = range(len(seeds))
         self.upcoming = None
         self.epochs_taken = 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -134,6 +135,11 @@ def build_label_noise(config: ConfigDict) -> LabelNoise:
     return _construct(config.label_noise, NAMED["label_noise"])
 
 
+def build_schedule(config: ConfigDict, horizon: Horizon) -> optax.Schedule:
+    """The learning-rate schedule of a resolved config."""
+    return _construct(config.schedule, NAMED["schedule"], horizon)
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The Flax module of a resolved config."""
     return _construct(config.model, NAMED["model"], num_classes)
@@ -236,7 +242,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     horizon = Horizon(steps, training.epochs)
     record = RecordOptions(**config.record)
     check_record_options(record, horizon)
-    schedule = _construct(config.schedule, NAMED["schedule"], horizon)
+    schedule = build_schedule(config, horizon)
     correction = build_correction(config, data.counts)
     condition_grid(correction, evaluation.grid)
     check_keeping(correction.keeping, training.epochs, is_streamed(data.train.images))

@@ -8,14 +8,15 @@ from rich.table import Table
 
 from experiments.launching.devices import Slot
 from experiments.launching.grouping import ask, signature
-from experiments.launching.jobs import Job, Paths
+from experiments.launching.jobs import Job, Paths, in_processes
+from experiments.launching.plan import with_seeds
 from imbal_jax.reports.records import write_json
 
 
 class Estimate(NamedTuple):
-    """What one job will need."""
+    """What one process will need."""
 
-    job: Job
+    jobs: tuple[Job, ...]  # one, or a group
     seconds: float
     bytes: int
 
@@ -46,8 +47,9 @@ def elapsed(seconds: Sequence[float], workers: int) -> float:
 def estimate(paths: Paths, jobs: Sequence[Job], slot: Slot) -> list[Estimate]:
     """Times a few steps of every kind of job, one after the other, and predicts all.
 
-    Jobs are of one kind if they differ only in seeds, epochs and the number of examples. An interrupted one is counted
-    in full. What is recorded only in some epochs (`record.curvature_every`) is not seen.
+    Jobs are of one kind if they differ only in seeds, epochs and the number of examples. A group is timed as one job
+    with as many seeds as its jobs have in all. An interrupted one is counted in full. What is recorded only in some
+    epochs (`record.curvature_every`) is not seen.
 
     Args:
       paths: of the study.
@@ -57,19 +59,27 @@ def estimate(paths: Paths, jobs: Sequence[Job], slot: Slot) -> list[Estimate]:
     Raises:
       InputError: a measurement failed.
     """
-    kinds: dict[str, list[Job]] = {}
-    for job in jobs:
-        kinds.setdefault(_kind(job), []).append(job)
+    kinds: dict[str, list[tuple[Job, ...]]] = {}
+    for together in in_processes(jobs):
+        kinds.setdefault(_kind(_as_one(together)), []).append(together)
     found = {}
     for alike in kinds.values():
-        timed = ask(paths, "jobs", [job.config for job in alike], slot)
+        timed = ask(paths, "jobs", [_as_one(together).config for together in alike], slot)
         seen: set[str] = set()
-        for job, (steps_per_epoch, epochs) in zip(alike, timed["horizons"], strict=True):
+        for together, (steps_per_epoch, epochs) in zip(alike, timed["horizons"], strict=True):
             epochs *= timed["repeats"]
-            seconds = job_seconds(timed, steps_per_epoch, epochs, compiled=job.cell in seen)
-            found[job.name] = Estimate(job, seconds, timed["bytes"])
-            seen.add(job.cell)
-    return [found[job.name] for job in jobs]
+            seconds = job_seconds(timed, steps_per_epoch, epochs, compiled=together[0].cell in seen)
+            found[together[0].name] = Estimate(together, seconds, timed["bytes"])
+            seen.add(together[0].cell)
+    return [found[together[0].name] for together in in_processes(jobs)]
+
+
+def _as_one(together: tuple[Job, ...]) -> Job:
+    """A job, or in the place of a group one that costs as much."""
+    if len(together) == 1:
+        return together[0]
+    seeds = tuple(range(sum(len(job.seeds) for job in together)))
+    return together[0]._replace(seeds=seeds, config=with_seeds(together[0].config, seeds, "yes"))
 
 
 def _kind(job: Job) -> str:
@@ -89,12 +99,12 @@ def tell_estimate(paths: Paths, jobs: Sequence[Job], slots: Sequence[Slot]) -> N
     table = Table(title=f"estimate on {slots[0].name}, timed alone")
     for name in ("cell", "runs", "seconds a run", "memory (MB)"):
         table.add_column(name, justify="left" if name == "cell" else "right", overflow="fold")
-    for cell in dict.fromkeys(each.job.cell for each in estimates):
-        of_cell = [each for each in estimates if each.job.cell == cell]
-        mean = sum(each.seconds for each in of_cell) / len(of_cell)
-        memory = max(each.bytes for each in of_cell) / 1e6
-        table.add_row(cell, str(len(of_cell)), f"{mean:.1f}", f"{memory:.0f}")
-    workers = min(len(slots), max(1, len(jobs)))
+    # Each job of a group with its share of the time, and with the memory of all.
+    runs = [(job, each.seconds / len(each.jobs), each.bytes) for each in estimates for job in each.jobs]
+    for cell in dict.fromkeys(job.cell for job, _, _ in runs):
+        times, sizes = zip(*((spent, size) for job, spent, size in runs if job.cell == cell), strict=True)
+        table.add_row(cell, str(len(times)), f"{sum(times) / len(times):.1f}", f"{max(sizes) / 1e6:.0f}")
+    workers = min(len(slots), max(1, len(estimates)))
     seconds = [each.seconds for each in estimates]
     total = {
         "runs": len(jobs),
@@ -105,7 +115,7 @@ def tell_estimate(paths: Paths, jobs: Sequence[Job], slots: Sequence[Slot]) -> N
     }
     write_json(
         paths.launch / "estimate.json",
-        {"total": total, "runs": {each.job.name: {"seconds": each.seconds, "bytes": each.bytes} for each in estimates}},
+        {"total": total, "runs": {job.name: {"seconds": spent, "bytes": size} for job, spent, size in runs}},
     )
     Console().print(table)
     told = f"{total['runs']} runs, {_duration(total['worker_seconds'])} of work"

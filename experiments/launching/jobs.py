@@ -33,12 +33,13 @@ class Paths(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One run to be trained, by one process."""
+    """One run to be trained."""
 
     cell: str  # its folder
     seeds: tuple[int, ...]
     state: str  # PENDING or INTERRUPTED
     config: dict[str, Any]  # resolved
+    group: str = ""  # one process trains the jobs of a group; "" for a process of its own
 
     @property
     def run(self) -> str:
@@ -85,16 +86,27 @@ def locks_of(paths: Paths, job: Job) -> list[pathlib.Path]:
     return [paths.launch / "locks" / job.cell / f"seed_{seed}.lock" for seed in job.seeds]
 
 
-def write_job(paths: Paths, job: Job) -> pathlib.Path:
-    """Writes what a worker needs to know, see `experiments.launching.worker`; returns the file."""
-    file = paths.launch / "jobs" / job.cell / f"{job.run}.json"
-    told = {
-        "name": job.name,
-        "seeds": job.seeds,
-        "folder": run_folder(paths, job),
-        "locks": locks_of(paths, job),
-        "outcome": outcome_file(paths, job.cell, job.seeds),
-        "config": job.config,
-    }
-    write_json(file, told)
+def write_jobs(paths: Paths, jobs: Sequence[Job]) -> pathlib.Path:
+    """Writes what a worker needs to know of its jobs, see `experiments.launching.worker`; returns the file."""
+    file = paths.launch / "jobs" / jobs[0].cell / f"{jobs[0].run}.json"
+    told = [
+        {
+            "name": job.name,
+            "seeds": job.seeds,
+            "folder": run_folder(paths, job),
+            "locks": locks_of(paths, job),
+            "outcome": outcome_file(paths, job.cell, job.seeds),
+            "config": job.config,
+        }
+        for job in jobs
+    ]
+    write_json(file, {"jobs": told})
     return file
+
+
+def in_processes(jobs: Sequence[Job]) -> list[tuple[Job, ...]]:
+    """The jobs that each process trains."""
+    processes: dict[str, list[Job]] = {}
+    for job in jobs:
+        processes.setdefault(job.group or job.name, []).append(job)
+    return list(map(tuple, processes.values()))

@@ -1,4 +1,4 @@
-"""Jobs on this machine: a process for each, as many at once as there are slots."""
+"""Jobs on this machine: a process for each or for a group, as many at once as there are slots."""
 
 import signal
 import subprocess
@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from experiments.launching.devices import Slot
-from experiments.launching.jobs import INTERRUPTED, Job, Paths, log_file, write_job
+from experiments.launching.jobs import INTERRUPTED, Job, Paths, log_file, read_outcome, write_jobs
 from experiments.launching.pool import STOPPED, Pool, Result, judge_exit, take_ready, worker_environment
+from imbal_jax.main import EXIT_NON_FINITE
 from imbal_jax.training.interruption import StopRequest
 
 _WORKER = "experiments.launching.worker"
@@ -19,7 +20,7 @@ _POLL_SECONDS, _LOCK_POLL_SECONDS = 0.1, 0.5
 class _Running(NamedTuple):
     """A process at work."""
 
-    job: Job
+    jobs: tuple[Job, ...]
     slot: Slot
     process: subprocess.Popen
     started: float
@@ -68,7 +69,7 @@ def run_jobs(
         now = time.monotonic()
         if not stop.requested and free and pool.queue and (ended or now - last_look > _LOCK_POLL_SECONDS):
             last_look = now
-            running += [_start(pool, job, free.pop(0)) for job in take_ready(pool, len(free))]
+            running += [_start(pool, ready, free.pop(0)) for ready in take_ready(pool, len(free))]
         time.sleep(_POLL_SECONDS)
     return pool.results + [Result(job, STOPPED) for job in pool.queue]
 
@@ -81,24 +82,33 @@ def _forward(running: Sequence[_Running], tell: Callable[[str], None]) -> None:
         each.process.send_signal(signal.SIGTERM)
 
 
-def _start(pool: Pool, job: Job, slot: Slot) -> _Running:
-    """Starts a worker."""
-    command = [sys.executable, "-m", _WORKER, str(write_job(pool.paths, job)), "--with_launcher"]
+def _start(pool: Pool, jobs: tuple[Job, ...], slot: Slot) -> _Running:
+    """Starts a worker; the log of the first job has what it prints, those of the others say so."""
+    command = [sys.executable, "-m", _WORKER, str(write_jobs(pool.paths, jobs)), "--with_launcher"]
     command.append(f"--cpus={','.join(map(str, slot.cpus))}")
-    log = log_file(pool.paths, job)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}, {slot.name}", file=file, flush=True)
+    logs = [log_file(pool.paths, job) for job in jobs]
+    for job, log in zip(jobs, logs, strict=True):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            where = "" if job is jobs[0] else f", together with others, see {logs[0]}"
+            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}, {slot.name}{where}", file=file)
+    with open(logs[0], "a") as file:
         environment = {**worker_environment(pool.paths), **slot.environment}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
-    pool.tell(f"started: {job.name} on {slot.name}{', resumed' if job.state == INTERRUPTED else ''}")
-    return _Running(job, slot, process, time.monotonic())
+    for job in jobs:
+        beside = f", together with {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        pool.tell(f"started: {job.name} on {slot.name}{', resumed' if job.state == INTERRUPTED else ''}{beside}")
+    return _Running(jobs, slot, process, time.monotonic())
 
 
 def _reap(pool: Pool, ended: _Running) -> None:
     """Looks after a worker that has ended."""
     assert ended.process.stdin is not None
     ended.process.stdin.close()
-    judge_exit(pool, ended.job, ended.process.returncode, time.monotonic() - ended.started)
+    status, seconds = ended.process.returncode, time.monotonic() - ended.started
+    for job in ended.jobs:
+        # Only some jobs of a group may have ended in a non-finite loss: each has left its own status.
+        own = read_outcome(pool.paths, job.cell, job.seeds) if status == EXIT_NON_FINITE else status
+        judge_exit(pool, job, status if own is None else own, seconds / len(ended.jobs))

@@ -21,7 +21,7 @@ from imbal_jax.training.folders import config_differences, read_config
 
 
 class Together(NamedTuple):
-    """Whether the seeds of a cell are trained at once, and why."""
+    """Whether the seeds of a cell, or several cells, are trained at once, and why."""
 
     together: bool
     why: str
@@ -146,11 +146,15 @@ def cell_jobs(
 
 
 def remaining(paths: Paths, job: Job) -> Job | None:
-    """A job without the seeds that other runs have finished since it was planned; None where nothing is left to do."""
+    """A job without the seeds that other runs have finished since it was planned, which then leaves its group.
+
+    None where nothing is left to do.
+    """
     run, done = run_folder(paths, job), finished_seeds(paths.runs / job.cell)
     left = tuple(seed for seed in job.seeds if seed not in done or done[seed] == run)
     if not left:
         return None
     if left != job.seeds:
-        return remaining(paths, job._replace(seeds=left, config=with_seeds(job.config, left, _together(job.config))))
+        config = with_seeds(job.config, left, _together(job.config))
+        return remaining(paths, job._replace(seeds=left, config=config, group=""))
     return None if set(left) <= set(done) and (run / "summary.json").exists() else job

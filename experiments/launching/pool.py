@@ -56,32 +56,44 @@ class Pool:
     noticed: dict[str, float] = field(default_factory=dict)  # when a job was found to be in other hands
 
 
-def take_ready(pool: Pool, most: int) -> list[Job]:
+def take_ready(pool: Pool, most: int) -> list[tuple[Job, ...]]:
     """Takes jobs out of the queue that nobody else has; those that are finished or failed elsewhere are settled.
 
     Args:
       pool: the jobs.
-      most: of them to take.
+      most: processes to take jobs for.
+
+    Returns:
+      The jobs of each process: one, or those of a group.
     """
-    taken: list[Job] = []
+    taken: dict[str, list[Job]] = {}
     for job in list(pool.queue):
-        if len(taken) == most:
-            break
+        if len(taken) == most and job.group not in taken:
+            continue
         left = remaining(pool.paths, job)
-        if left is None:
-            pool.queue.remove(job)
-            _settle(pool, Result(job, FINISHED))
-        elif not is_free(locks_of(pool.paths, left)):
-            if left.name not in pool.noticed:
-                pool.noticed[left.name] = time.time()
-                pool.tell(f"left to another launcher: {left.name}")
-        elif (status := _failed_elsewhere(pool, left)) is not None:
-            pool.queue.remove(job)
-            _settle(pool, Result(left, FAILED, status))
-        else:
-            pool.queue.remove(job)
-            taken.append(left)
-    return taken
+        if len(taken) == most and left is not None and left.group not in taken:
+            continue  # it has left its group
+        if (ready := _take(pool, job, left)) is not None:
+            taken.setdefault(ready.group or ready.name, []).append(ready)
+    return list(map(tuple, taken.values()))
+
+
+def _take(pool: Pool, job: Job, left: Job | None) -> Job | None:
+    """Takes a job out of the queue if what is left of it can start or is settled; returns what can start."""
+    if left is None:
+        pool.queue.remove(job)
+        _settle(pool, Result(job, FINISHED))
+    elif not is_free(locks_of(pool.paths, left)):
+        if left.name not in pool.noticed:
+            pool.noticed[left.name] = time.time()
+            pool.tell(f"left to another launcher: {left.name}")
+    elif (status := _failed_elsewhere(pool, left)) is not None:
+        pool.queue.remove(job)
+        _settle(pool, Result(left, FAILED, status))
+    else:
+        pool.queue.remove(job)
+        return left
+    return None
 
 
 def _failed_elsewhere(pool: Pool, job: Job) -> int | None:
@@ -94,7 +106,7 @@ def _failed_elsewhere(pool: Pool, job: Job) -> int | None:
 
 
 def judge_exit(pool: Pool, job: Job, status: int, seconds: float) -> None:
-    """Decides what follows from a worker's exit.
+    """Decides what follows from a worker's exit. What a group has not finished goes on job by job.
 
     Args:
       pool: the jobs.
@@ -110,7 +122,10 @@ def judge_exit(pool: Pool, job: Job, status: int, seconds: float) -> None:
         pool.queue.append(job)
     elif status == EXIT_INTERRUPTED or status in _ASKED_TO_STOP:
         pool.tell(f"interrupted: {job.name}")
-        pool.queue.append(job._replace(state=INTERRUPTED))
+        pool.queue.append(job._replace(state=INTERRUPTED, group=""))
+    elif job.group and status != EXIT_NON_FINITE:  # which may be the fault of another job of the group
+        pool.tell(failure(job, status, "to be tried apart", log_file(pool.paths, job)))
+        pool.queue.append(job._replace(state=INTERRUPTED, group=""))
     else:
         pool.attempts[job.name] += 1
         again = status not in _DETERMINISTIC and pool.attempts[job.name] <= pool.retries

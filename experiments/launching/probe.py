@@ -15,14 +15,14 @@ from typing import Any
 
 # Of a timed training: enough for a steady epoch after those that compile.
 _EPOCHS, _STEPS = 4, 10
-_REPETITIONS = 3
+_REPETITIONS, _MOST_REPETITIONS, _SECONDS = 3, 30, 0.5  # of steps that are timed; more than the fewest if they are fast
 
 
 def run(arguments: list[str]) -> int:
     """Answers a request.
 
-    The request has "what", "seeds" or "jobs"; the "cpus" to run on; the time at which the process was "started"; and
-    "configs", resolved.
+    The request has "what", "seeds" or "jobs"; the "cpus" to run on; the time at which the process was "started";
+    "configs", resolved; and for seeds that stand for learning rates how many would be trained "at_once" if not all.
     """
     request = json.loads(pathlib.Path(arguments[0]).read_text())
     if hasattr(os, "sched_setaffinity"):
@@ -37,7 +37,8 @@ def run(arguments: list[str]) -> int:
 def _of_seeds(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What decides whether the seeds of each config are trained together.
 
-    On a CPU whether the model convolves, on an accelerator the time of a step and the memory, apart and together.
+    On a CPU whether the model convolves; on an accelerator, and of learning rates where it does not, the time of a step
+    and the memory, apart and together.
     """
     import jax
 
@@ -50,8 +51,9 @@ def _of_seeds(request: dict[str, Any]) -> list[dict[str, Any]]:
         answer: dict[str, Any] = {"backend": jax.default_backend()}
         answer["streamed"] = is_streamed(experiment.data.train.images)
         answer["convolutions"] = has_convolutions(experiment)
-        if answer["backend"] != "cpu" and not answer["streamed"]:
-            answer["apart"] = time_steps(experiment, experiment.seeds[:1])
+        known = answer["backend"] == "cpu" and (request["at_once"] is None or answer["convolutions"])
+        if not known and not answer["streamed"]:
+            answer["apart"] = time_steps(experiment, experiment.seeds[: request["at_once"] or 1])
             answer["together"] = _time_together(experiment)
         answers.append(answer)
     return answers
@@ -135,8 +137,8 @@ def time_steps(experiment: Any, seeds: tuple[int, ...]) -> dict[str, Any]:
     state, keys = programs.initial(seeds), programs.keys(seeds)
     indices = programs.draw(keys.order, 0)
     count = min(experiment.horizon.steps_per_epoch, experiment.training.steps_per_call)
-    seconds = []
-    for _ in range(_REPETITIONS):
+    seconds: list[float] = []
+    while len(seconds) < _REPETITIONS or (len(seconds) < _MOST_REPETITIONS and sum(seconds[1:]) * count < _SECONDS):
         started = time.perf_counter()
         state, metrics = programs.drive(state, programs.train_data, indices, keys.step, 0, count)
         read_metrics(metrics)

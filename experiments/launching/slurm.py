@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.launching.jobs import Job, Paths, log_file, outcome_file, read_outcome, write_job
+from experiments.launching.jobs import Job, Paths, log_file, outcome_file, read_outcome, write_jobs
 from experiments.launching.pool import STOPPED, Pool, Result, judge_exit, take_ready, worker_environment
 from imbal_jax.errors import InputError
 from imbal_jax.main import EXIT_INTERRUPTED
@@ -103,7 +103,8 @@ def run_jobs(
             tell(f"stopping: {len(submitted)} SLURM job(s) cancelled, which save")
             subprocess.run(["scancel", *(number for _, number, _ in submitted.values())])
         if not stop.requested and pool.queue:
-            submitted |= _submit(pool, executor, take_ready(pool, len(pool.queue)))
+            ready = take_ready(pool, len(pool.queue))
+            submitted |= _submit(pool, executor, [job for jobs in ready for job in jobs])  # groups are for one machine
         _remember(paths, submitted)
         time.sleep(_POLL_SECONDS)
     return pool.results + [Result(job, STOPPED) for job in pool.queue]
@@ -149,7 +150,7 @@ def _submit(pool: Pool, executor: Any, jobs: Sequence[Job]) -> _Submitted:
         log = log_file(pool.paths, job)
         log.parent.mkdir(parents=True, exist_ok=True)
         outcome_file(pool.paths, job.cell, job.seeds).unlink(missing_ok=True)  # what lies there then is new
-        tasks.append(Task(str(write_job(pool.paths, job)), str(log)))
+        tasks.append(Task(str(write_jobs(pool.paths, [job])), str(log)))
     with executor.batch():
         handles = [executor.submit(task) for task in tasks]
     for job, handle in zip(jobs, handles, strict=True):

@@ -1,7 +1,8 @@
-"""Trains one job, under its locks: python -m experiments.launching.worker JOB.json [--cpus=0,1] [--with_launcher].
+"""Trains one job or a group, under their locks: python -m experiments.launching.worker JOBS.json [--cpus=0,1] ...
 
-The exit status is that of `imbal_jax.main`: 0 done, 2 bad input, 3 non-finite loss, 85 interrupted and saved; and 75
-where another process has the run or has finished it. It is left in a file, for other launchers to read.
+The exit status is that of `imbal_jax.main`: 0 done, 2 bad input, 3 non-finite loss in a job, 85 interrupted and saved;
+and 75 where another process has one of the runs or has finished it. Each job's own is left in a file, for launchers to
+read.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from experiments.launching.locks import held
 from experiments.seeds import finished_seeds
-from imbal_jax.main import guarded
+from imbal_jax.main import EXIT_NON_FINITE, guarded
 from imbal_jax.training.interruption import StopRequest
 
 EXIT_LOCKED = 75  # another process has the run or one of its seeds, or has finished it
@@ -24,7 +25,7 @@ EXIT_LOCKED = 75  # another process has the run or one of its seeds, or has fini
 def run(arguments: list[str]) -> int:
     """Trains the job in a file; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("job", type=pathlib.Path)
+    parser.add_argument("jobs", type=pathlib.Path)
     parser.add_argument("--cpus", default="", metavar="0,1", help="cores to run on; all by default")
     parser.add_argument("--with_launcher", action="store_true", help="stop when standard input ends")
     options = parser.parse_args(arguments)
@@ -34,42 +35,55 @@ def run(arguments: list[str]) -> int:
     if options.cpus and hasattr(os, "sched_setaffinity"):
         # Before jax is imported: its thread pools have as many threads as there are cores.
         os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
-    return run_job(json.loads(options.job.read_text()), stop)
+    return run_jobs(json.loads(options.jobs.read_text())["jobs"], stop)
 
 
-def run_job(job: dict[str, Any], stop: StopRequest) -> int:
-    """Trains a job if nobody else does.
+def run_jobs(jobs: list[dict[str, Any]], stop: StopRequest) -> int:
+    """Trains jobs if nobody else trains one of them.
 
     Args:
-      job: see `experiments.launching.jobs.write_job`.
+      jobs: see `experiments.launching.jobs.write_jobs`.
       stop: asks for an early end.
 
     Returns:
       The exit status, EXIT_LOCKED where somebody else does or did.
     """
-    with held([pathlib.Path(path) for path in job["locks"]]) as got:
-        if not got or _nothing_to_do(job):
+    with held([pathlib.Path(path) for job in jobs for path in job["locks"]]) as got:
+        if not got or any(_nothing_to_do(job) for job in jobs):
             return EXIT_LOCKED
-        status = 1
+        status, own = 1, dict[str, int]()
         try:
-            status = guarded(lambda _: _train(job, stop), [])
+            status = guarded(lambda _: _train(jobs, stop, own), [])
         finally:  # also of an exception, which is a failure
-            _record(pathlib.Path(job["outcome"]), status)
+            for job in jobs:
+                _record(pathlib.Path(job["outcome"]), own.get(job["name"], status))
         return status
 
 
-def _train(job: dict[str, Any], stop: StopRequest) -> int:
-    """Trains the run."""
+def _train(jobs: list[dict[str, Any]], stop: StopRequest, own: dict[str, int]) -> int:
+    """Trains the runs to their ends; returns the exit status, and adds every job's own by its name."""
     from ml_collections import ConfigDict  # jax and everything else: after the cores have been chosen
 
-    from imbal_jax.build import build_experiment
+    from imbal_jax.build import build_experiment, build_schedule
+    from imbal_jax.errors import NonFiniteLossError
     from imbal_jax.reports.records import plain
     from imbal_jax.resolve import completed, resolve
-    from imbal_jax.training.run import train
+    from imbal_jax.training.members import Run
+    from imbal_jax.training.run import train_together
 
-    config = resolve(ConfigDict(job["config"]))
-    train(build_experiment(config), plain(config.to_dict()), pathlib.Path(job["folder"]), stop, completed)
-    return 0
+    configs = [resolve(ConfigDict(job["config"])) for job in jobs]
+    experiment = build_experiment(configs[0])
+    schedules = [build_schedule(config, experiment.horizon) for config in configs]
+    runs = [
+        Run(plain(config.to_dict()), pathlib.Path(job["folder"]), schedule)
+        for job, config, schedule in zip(jobs, configs, schedules, strict=True)
+    ]
+    for job, outcome in zip(jobs, train_together(experiment, runs, stop, completed), strict=True):
+        own[job["name"]] = 0
+        if isinstance(outcome, NonFiniteLossError):
+            print(f"error: {job['name']}: {outcome}", file=sys.stderr)
+            own[job["name"]] = EXIT_NON_FINITE
+    return max(own.values())
 
 
 def _nothing_to_do(job: dict[str, Any]) -> bool:

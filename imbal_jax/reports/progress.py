@@ -14,7 +14,8 @@ class Progress:
 
     def __init__(self, total_epochs: int, title: str):
         self._total, self._title, self._told = total_epochs, title, 0
-        self._epochs: dict[int, int] = {}  # finished, by seed; a continued run does not begin at 0
+        # Finished, by run and seed; a continued run does not begin at 0
+        self._epochs: dict[tuple[int, int], int] = {}
         self._bar: bars.Progress | None = None
         self._task = bars.TaskID(0)
 
@@ -39,10 +40,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def epoch(self, seeds: tuple[int, ...], records: dict[int, dict[str, Any]]) -> None:
-        """Counts an epoch of some seeds and tells the metrics of the first."""
-        self._epochs |= {seed: record["epoch"] for seed, record in records.items()}
-        done, record = sum(self._epochs.values()), records[seeds[0]]
+    def epoch(self, records: dict[tuple[int, int], dict[str, Any]]) -> None:
+        """Counts an epoch of some seeds, by run and seed, and tells the metrics of the first."""
+        self._epochs |= {member: record["epoch"] for member, record in records.items()}
+        seeds = [seed for _, seed in records]
+        done, record = sum(self._epochs.values()), next(iter(records.values()))
         if self._bar is not None:
             self._bar.update(self._task, completed=done, told=_describe_briefly(seeds, record))
         elif done == self._total or done - self._told >= self._total / _LINES:
@@ -51,7 +53,7 @@ class Progress:
             print(f"{self._title}: {done}/{self._total} epochs, {told}", file=sys.stderr, flush=True)
 
 
-def _describe(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
+def _describe(seeds: list[int], record: dict[str, Any]) -> str:
     """The numbers to watch, in a line."""
     parts = [f"seed {seeds[0]}" if len(seeds) == 1 else f"seed {seeds[0]} of {len(seeds)}"]
     parts += [f"epoch {record['epoch']}", f"loss {record['train/loss']:.4g}"]
@@ -60,7 +62,7 @@ def _describe(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _describe_briefly(seeds: tuple[int, ...], record: dict[str, Any]) -> str:
+def _describe_briefly(seeds: list[int], record: dict[str, Any]) -> str:
     """The same beside a bar."""
     balanced = record.get("validation/balanced_accuracy")
     score = "" if balanced is None else f", balanced {balanced:.2f}"

@@ -42,7 +42,8 @@ class TrainingOptions(NamedTuple):
       driver: "calls" (one call per step), "scan" (many steps per call) or "auto": calls on CPU, scan elsewhere.
       steps_per_call: most steps that are under way without the host looking at their losses.
       seeds_together: "yes" trains all seeds at once by vmap, "no" one after the other, "auto": together unless the
-        model has convolutions, which vmap over seeds turns into slower grouped ones.
+        model has convolutions, which vmap over seeds turns into slower grouped ones. The launcher reads it also for
+        learning rates.
       devices: "one", or "all" local devices, each with its share of every batch.
     """
 

@@ -4,14 +4,14 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from imbal_jax.data.dataset import Split
-from imbal_jax.errors import CheckpointError
+from imbal_jax.errors import CheckpointError, NonFiniteLossError
 from imbal_jax.evaluation.binary_metrics import operating_points
 from imbal_jax.evaluation.evaluate import Scores, read_sums
 from imbal_jax.reports import figures
@@ -25,8 +25,10 @@ from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
 from imbal_jax.training.loop import Best, Fitted, best_in, fit, seeds_scores, split_metrics
+from imbal_jax.training.members import Member, Run, members_of
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
 from imbal_jax.training.state import count_parameters, join_seeds, split_seeds, stored_form
+from imbal_jax.training.streaming import is_streamed
 
 
 def train(
@@ -52,24 +54,72 @@ def train(
 
     Raises:
       CheckpointError: the folder cannot be used, see `claim`, or a checkpoint cannot be written or read.
-      NonFiniteLossError, Interrupted: see `fit`.
+      NonFiniteLossError: a loss or parameter became NaN or infinite; nothing is saved after it.
+      Interrupted: see `fit`.
     """
-    claim(workdir, config, _fingerprint(experiment), complete)
-    started, machine = time.perf_counter(), describe_machine()
-    pending = tuple(seed for seed in experiment.seeds if _result(workdir, seed) is None)
-    if pending:
-        write_json(workdir / "metadata.json", machine)
-    together = train_seeds_together(experiment) and len(pending) > 1
-    groups = [pending] if together else [(seed,) for seed in pending]
-    programs = compile_programs(experiment, stacked=together) if pending else None
-    with Progress(len(pending) * experiment.horizon.epochs, experiment.data.name) as progress:
-        for seeds in groups:
+    run = Run(config, workdir, experiment.schedule)
+    outcome = train_together(experiment, [run], stop, complete)[0]
+    if isinstance(outcome, NonFiniteLossError):
+        raise outcome
+    return outcome
+
+
+def train_together(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    stop: StopRequest | None = None,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> list[dict[str, Any] | NonFiniteLossError]:
+    """Trains runs that differ only in their learning rates, all seeds of all at once, each into its own folder.
+
+    Every folder becomes what `train` would make of it, up to the rounding of batched products, and can be continued by
+    itself. Where examples come from the host, it is one after the other.
+
+    Args:
+      experiment: the parts of the first run.
+      runs: one or several.
+      stop: asks for an early end; never by default.
+      complete: see `train`.
+
+    Returns:
+      For every run the content of its summary.json, or why it was given up.
+
+    Raises:
+      InputError: the runs differ in something else.
+      CheckpointError, Interrupted: see `train`.
+    """
+    for run in runs:
+        claim(run.workdir, run.config, _fingerprint(experiment), complete)
+    started, machine = time.perf_counter(), describe_machine() | {"runs_together": len(runs)}
+    pending = [member for member in members_of(runs, experiment.seeds) if _result(member.folder) is None]
+    begun = [runs[i] for i in sorted({member.run for member in pending})]
+    for run in begun:
+        write_json(run.workdir / "metadata.json", machine)
+    lost = _train_members(experiment, pending, stop or StopRequest(), several=len(runs) > 1)
+    for run in begun:  # each with its share
+        seconds = (time.perf_counter() - started) / len(begun)
+        write_json(run.workdir / "metadata.json", {**machine, "wall_seconds": seconds})
+    return [lost[i] if i in lost else _summary(experiment, run.workdir) for i, run in enumerate(runs)]
+
+
+def _train_members(
+    experiment: Experiment, members: list[Member], stop: StopRequest, *, several: bool
+) -> dict[int, NonFiniteLossError]:
+    """Trains and tests members, together or one after the other; returns why runs were given up, by run."""
+    several = several and not is_streamed(experiment.data.train.images)
+    together = len(members) > 1 and (several or train_seeds_together(experiment))
+    groups = [members] if together else [[member] for member in members]
+    programs = compile_programs(experiment, stacked=together) if members else None
+    lost: dict[int, NonFiniteLossError] = {}
+    with Progress(len(members) * experiment.horizon.epochs, experiment.data.name) as progress:
+        for group in groups:
+            if group[0].run in lost:
+                continue
             assert programs is not None
-            fitted = fit(experiment, programs, seeds, workdir, stop or StopRequest(), progress.epoch)
-            _test(experiment, programs, seeds, fitted, workdir)
-    if pending:
-        write_json(workdir / "metadata.json", {**machine, "wall_seconds": time.perf_counter() - started})
-    return _summary(experiment, workdir)
+            fitted = fit(experiment, programs, group, stop, progress.epoch)
+            _test(experiment, programs, group, fitted)
+            lost |= {member.run: one.lost for member, one in zip(group, fitted, strict=True) if one.lost is not None}
+    return lost
 
 
 def _fingerprint(experiment: Experiment) -> str:
@@ -83,16 +133,18 @@ def _fingerprint(experiment: Experiment) -> str:
     return digest.hexdigest()
 
 
-def _test(
-    experiment: Experiment, programs: Programs, seeds: tuple[int, ...], fitted: list[Fitted], workdir: pathlib.Path
-) -> None:
-    """Evaluates the best parameters of every seed on the test set, once, and writes each result."""
+def _test(experiment: Experiment, programs: Programs, members: Sequence[Member], fitted: list[Fitted]) -> None:
+    """Evaluates the best parameters of every member on the test set, once, and writes each result but of lost runs."""
+    if all(one.lost is not None for one in fitted):
+        return
     bests = [one.best for one in fitted]
     tested = _test_all(experiment, programs, bests)
     noise = noise_metrics(experiment, programs, bests)
     conditions = evaluate_conditions(experiment, programs, bests)
-    of_seeds = zip(seeds, fitted, tested, noise, conditions, strict=True)
-    for seed, one, (metrics, scores), noisy, at_conditions in of_seeds:
+    of_members = zip(members, fitted, tested, noise, conditions, strict=True)
+    for member, one, (metrics, scores), noisy, at_conditions in of_members:
+        if one.lost is not None:
+            continue
         params = one.best.variables["params"]
         result = {
             "num_params": count_parameters(params) + experiment.num_constants,
@@ -104,11 +156,10 @@ def _test(
             "best_step": one.best.step,
             "seconds_per_epoch": one.seconds_per_epoch,
         }
-        folder = seed_folder(workdir, seed)
         if experiment.record.figures:
-            _draw(experiment, folder, metrics.get("test/confusion"), scores)
-        write_scores(folder, scores, at_conditions)
-        write_json(folder / "result.json", result)
+            _draw(experiment, member.folder, metrics.get("test/confusion"), scores)
+        write_scores(member.folder, scores, at_conditions)
+        write_json(member.folder / "result.json", result)
 
 
 def all_test_metrics(experiment: Experiment, programs: Programs, bests: list[Best]) -> list[dict[str, Any]]:
@@ -225,15 +276,15 @@ def _draw(
         figures.save_figure(drawn, folder / "figures" / "class_gradient_norms")
 
 
-def _result(workdir: pathlib.Path, seed: int) -> dict[str, Any] | None:
-    """The result of a finished seed; None while there is none."""
-    path = seed_folder(workdir, seed) / "result.json"
+def _result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The result in the folder of a finished seed; None while there is none."""
+    path = folder / "result.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def _summary(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
     """Gathers the seeds' results, writes summary.json and the learning curves."""
-    results = {seed: _result(workdir, seed) for seed in experiment.seeds}
+    results = {seed: _result(seed_folder(workdir, seed)) for seed in experiment.seeds}
     summary = summarise({seed: result for seed, result in results.items() if result is not None})
     write_json(workdir / "summary.json", summary)
     if experiment.record.figures:

@@ -30,6 +30,8 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     direction_state: PyTree
     example_weights: PyTree = ()  # float32 [n], of the training examples; empty unless the correction remembers them
+    # float32, of the updates; empty unless runs with other learning rates are trained together with this one
+    learning_rate_factor: PyTree = ()
 
 
 class _Forgetful(NamedTuple):
@@ -42,9 +44,24 @@ class _Forgetful(NamedTuple):
     direction_state: PyTree
 
 
+class _Remembering(NamedTuple):
+    """A state with example weights: the fields of checkpoints where there are some."""
+
+    step: Array
+    params: Params
+    model_state: PyTree
+    opt_state: PyTree
+    direction_state: PyTree
+    example_weights: PyTree
+
+
 def stored_form(state: TrainState) -> PyTree:
-    """What a checkpoint holds of a state; `TrainState(*stored)` is the state again."""
-    return _Forgetful(*state[:-1]) if isinstance(state.example_weights, tuple) else state
+    """What a checkpoint holds of a state; `TrainState(*stored)` is the state again, but for its learning rate's factor.
+
+    The factor is left out because it says how runs are grouped, which may be otherwise when they continue.
+    """
+    forgetful = isinstance(state.example_weights, tuple)
+    return _Forgetful(*state[:-2]) if forgetful else _Remembering(*state[:-1])
 
 
 def keys_of(seed: Array | int) -> Keys:

@@ -72,14 +72,17 @@ def make_step(
         if proposal.shift is not None:
             start = jax.tree.map(jnp.add, start, proposal.shift)
         updates, opt_state = step_rule.update(proposal.direction, state.opt_state, start)
+        factor = state.learning_rate_factor
+        if not isinstance(factor, tuple):
+            updates = jax.tree.map(lambda update: factor * update, updates)
         losses, prediction = proposal.aux
         metrics = StepMetrics(
             jnp.mean(losses),
             jnp.mean(cross_entropy_losses(drawn.infer(prediction.logits, progress), batch.labels)),
         )
         params = optax.apply_updates(start, updates)
-        after = TrainState(state.step + 1, params, prediction.aux, opt_state, proposal.state, state.example_weights)
-        return after, metrics
+        after = (state.step + 1, params, prediction.aux, opt_state, proposal.state, state.example_weights, factor)
+        return TrainState(*after), metrics
 
     return step
 

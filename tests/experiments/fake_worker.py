@@ -25,7 +25,17 @@ def fake_job(cell, *, sleep=0.0, statuses=(0,), seeds=(0,)):
     return Job(cell, tuple(seeds), PENDING, {"sleep": sleep, "statuses": list(statuses)})
 
 
-def fake_train(job, stop):
+def fake_train(jobs, stop, own):
+    for job in jobs:
+        try:
+            own[job["name"]] = fake_train_one(job, stop)
+        except NonFiniteLossError as error:
+            print(error, file=sys.stderr)
+            own[job["name"]] = 3
+    return max(own.values())
+
+
+def fake_train_one(job, stop):
     folder = pathlib.Path(job["folder"])
     write_json(folder / "config.json", job["config"])
     diary = JsonLines(folder / "tries.jsonl")

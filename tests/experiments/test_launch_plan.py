@@ -185,6 +185,15 @@ def test_seeds_are_together_where_that_is_faster_and_fits():
     assert not judge({**on_cpu, "convolutions": False, "streamed": True}, 3).together
 
 
+def test_learning_rates_are_together_where_no_step_is_lost():
+    assert not judge(measured(0.01, 0.012), 6, 6).together  # six at a time are no slower than the six together
+    assert judge(measured(0.01, 0.021), 6, 3) == Together(
+        True,
+        "a step of 6 seeds takes 21 ms together, 20 ms 3 at a time; apart, each cell starts and compiles for itself",
+    )
+    assert not judge(measured(0.01, 0.03), 6, 3).together
+
+
 def test_the_estimate_adds_steps_epochs_and_what_is_done_once():
     timed = {"startup": 5.0, "first": 9.0, "again": 3.0, "epochs": 4, "steps": 10, "step": 0.1, "epoch": 0.5}
     # Beside the short training: 20 * 6 - 10 * 4 steps and 6 - 4 epochs.

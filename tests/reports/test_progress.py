@@ -10,7 +10,7 @@ def lines_of(capsys, total, epochs):
     with Progress(total, "study") as progress:
         for seed, epoch in epochs:
             record = {"epoch": epoch, "train/loss": 0.5, "validation/balanced_accuracy": 0.25}
-            progress.epoch((seed,), {seed: record})
+            progress.epoch({(0, seed): record})
     return capsys.readouterr().err.splitlines()
 
 
@@ -30,7 +30,7 @@ def test_a_continued_run_counts_what_was_done_before(capsys):
 
 def test_seeds_together_count_each(capsys):
     with Progress(4, "study") as progress:
-        progress.epoch((0, 1), {seed: {"epoch": 1, "train/loss": 1.0} for seed in (0, 1)})
+        progress.epoch({(0, seed): {"epoch": 1, "train/loss": 1.0} for seed in (0, 1)})
     assert capsys.readouterr().err.startswith("study: 2/4 epochs, seed 0 of 2, epoch 1, loss 1")
 
 
@@ -39,7 +39,7 @@ def test_a_terminal_of_80_columns_shows_the_bar_and_the_count(monkeypatch, capsy
     monkeypatch.setenv("COLUMNS", "80")
     with Progress(120, "cifar10") as progress:
         record = {"epoch": 40, "train/loss": 0.0123456, "validation/balanced_accuracy": 0.934}
-        progress.epoch((0,), {0: record})
+        progress.epoch({(0, 0): record})
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "cifar10" in shown
     assert "40/120 epochs" in shown

@@ -15,6 +15,7 @@ from imbal_jax.evaluation.evaluate import read_sums
 from imbal_jax.resolve import resolve
 from imbal_jax.training.interruption import Interrupted
 from imbal_jax.training.loop import Best, fit, split_metrics
+from imbal_jax.training.members import Run, members_of
 from imbal_jax.training.programs import compile_programs
 from imbal_jax.training.run import all_test_metrics, train
 from imbal_jax.training.state import keys_of
@@ -116,16 +117,16 @@ def test_augmentation_changes_the_steps(run, options):
 @pytest.fixture(scope="module")
 def uninterrupted(run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    fit(*run, (0,), workdir, _StopAt(10**6), lambda seeds, records: None)
+    fit(*run, members_of([Run({}, workdir, run[0].schedule)], [0]), _StopAt(10**6), lambda records: None)
     return ending(workdir / "seed_0")
 
 
 @pytest.mark.parametrize("looks", [2, 4])
 def test_a_run_stopped_within_an_epoch_continues_bitwise(run, options, uninterrupted, tmp_path, looks):
     with pytest.raises(Interrupted, match=r"stopped after step"):
-        fit(*run, (0,), tmp_path, _StopAt(looks), lambda seeds, records: None)
+        fit(*run, members_of([Run({}, tmp_path, run[0].schedule)], [0]), _StopAt(looks), lambda records: None)
     again = compile_programs(run[0], stacked=False)  # which remembers nothing
-    fit(run[0], again, (0,), tmp_path, _StopAt(10**6), lambda seeds, records: None)
+    fit(run[0], again, members_of([Run({}, tmp_path, run[0].schedule)], [0]), _StopAt(10**6), lambda records: None)
     assert ending(tmp_path / "seed_0") == uninterrupted
 
 

@@ -22,6 +22,7 @@ from imbal_jax.training import streaming
 from imbal_jax.training.checkpoints import Checkpoints
 from imbal_jax.training.interruption import Interrupted, StopRequest
 from imbal_jax.training.loop import fit, split_metrics
+from imbal_jax.training.members import Run, members_of
 from imbal_jax.training.programs import compile_programs, train_seeds_together
 from imbal_jax.training.run import train
 from imbal_jax.training.state import initial_state, keys_of, stored_form
@@ -255,7 +256,9 @@ def noisy(small):
 
 def fitted(noisy, workdir, seed=0, stop=None):
     """Trains a seed of the noisy run."""
-    return fit(*noisy, (seed,), workdir, stop or StopRequest(), lambda seeds, records: None)
+    return fit(
+        *noisy, members_of([Run({}, workdir, noisy[0].schedule)], [seed]), stop or StopRequest(), lambda records: None
+    )
 
 
 @pytest.fixture(scope="module")
