@@ -21,7 +21,7 @@ from imbal_jax.main import EXIT_NON_FINITE, guarded
 from imbal_jax.reports.records import read, write_json
 from tests.conftest import ROOT
 from tests.experiments.fake_worker import fake_job, launch
-from tests.experiments.test_launch_runs import contents
+from tests.experiments.test_launch_kills import records as records_of
 
 AXES = (Axis("method", ("baseline", "focal")), Axis("rate", ("0.1", "0.2", "0.4"), key="schedule.learning_rate"))
 STUDY = Study("toy", "configs/digits.py:{method}", AXES, ())
@@ -159,9 +159,14 @@ def test_a_search_is_one_process_with_a_run_folder_for_every_cell(searched):
         assert guarded(main.run, [f"--workdir={study / 'runs' / cell / 'seeds_0_1'}"]) == 0
 
 
+def contents(runs):
+    """What runs have left, by the seed's folder."""
+    return {str(path.parent.relative_to(runs)): records_of(path.parent) for path in sorted(runs.rglob("result.json"))}
+
+
 def assert_close(one, other):
     """Compares what runs have left, but for rounding."""
-    assert one.keys() == other.keys()
+    assert one.keys() == other.keys() and one
     for file in one:
         assert jax.tree.structure(one[file]) == jax.tree.structure(other[file])
         np.testing.assert_allclose(jax.tree.leaves(one[file]), jax.tree.leaves(other[file]), rtol=1e-4, err_msg=file)
