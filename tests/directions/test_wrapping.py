@@ -172,6 +172,7 @@ def test_inner_directions_are_chosen_from_the_command_line():
         "refresh_period": 100,
         "second_moments": "batch",
         "moment_decay": 0.75,
+        "precision": "highest",
     }
     # Both need the length of the run, and EKFAC the layers.
     experiment = build_experiment(config)

@@ -90,7 +90,15 @@ def assert_same_run(one, other, *extra):
         chex.assert_trees_all_close(states[0].best, states[1].best, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [SGD, [*SGD, *MULTI_STEP], [*ADAMW, *WARM]], ids=["cosine", "multi_step", "adamw"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SGD,
+        pytest.param([*SGD, *MULTI_STEP], marks=pytest.mark.slow),
+        [*ADAMW, *WARM],
+    ],
+    ids=["cosine", "multi_step", "adamw"],
+)
 def test_each_run_is_as_if_trained_alone(tmp_path, options):
     rates = RATES if options[0] == SGD[0] else (0.002, 0.01)
     experiment, runs = runs_of(tmp_path / "together", *options, rates=rates)

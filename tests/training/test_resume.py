@@ -94,6 +94,7 @@ def uninterrupted(tmp_path_factory):
     return ending(workdir)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(uninterrupted, tmp_path):
     delays = random.Random(0)
     for records in (1, 4, 8):
