@@ -43,7 +43,7 @@ def kill_at(workdir, finished, delay, number, group):
       Whether the launcher was alive and died of the signal, at once or after its workers had saved.
     """
     with workdir.with_suffix(".log").open("a") as log:  # to be read where this fails
-        # A session of its own, so that the workers can be killed with it.
+        # A process group of its own, so that the workers can be killed with it.
         launcher = subprocess.Popen(
             command(workdir), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
