@@ -8,7 +8,7 @@
 The runs lie in DIR/STUDY/runs. Finished ones are skipped and interrupted ones resumed, so the same command again goes
 on after a kill; two launchers on one folder share the work. Failures are shown at once with the end of their log; what
 may have been chance (a crash, want of memory) is tried again, bad input and a non-finite loss are not. Ctrl-C or
-SIGTERM lets every worker save first. On this machine cells that differ only in their learning rates may be trained by
+SIGTERM lets every worker save first. Without SLURM, cells that differ only in their learning rates may be trained by
 one process, if that is measured not to be slower.
 
 exit status: 0 all finished, 1 something failed, 2 bad input, 85 interrupted: the same command continues

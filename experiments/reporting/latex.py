@@ -77,9 +77,8 @@ def latex_table(table: TableModel) -> str:
     lines.append(r"\midrule")
     for label, entries in table.rows:
         cells = [text for entry in entries for text in _cells(entry, table)]
-        lines.append(
-            " & ".join([f"{{{escape(label)}}}", *cells]) + r" \\"
-        )  # braces: a [ or * there would be read by \\
+        # Braces, because \\ before it would read a [ or * that a label begins with.
+        lines.append(" & ".join([f"{{{escape(label)}}}", *cells]) + r" \\")
     conditions = " ".join(f"{escape(name)}: {escape(value)}." for name, value in condition_lines(table))
     notes = " ".join(escape(note if note.endswith(".") else f"{note}.") for note in (MARKS, *footnotes(table)))
     title = escape(table.table.title)
