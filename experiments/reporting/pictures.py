@@ -65,7 +65,8 @@ def draw_distributions(collected: Collected) -> Iterator[Picture]:
         for split in test_sets(cell):
             confusion = mean_of(cell, split + CONFUSION)
             told = [known for title, (known, _) in tests.items() if title.startswith(f"{split} set")]
-            if confusion is not None and not any(np.array_equal(each, confusion.sum(axis=1)) for each in told):
+            # Means over seeds add up to whole numbers only but for rounding.
+            if confusion is not None and not any(_same(known, confusion.sum(axis=1)) for known in told):
                 title = ", ".join(filter(None, (f"{split} set", setting if told else "")))
                 tests[title] = (confusion.sum(axis=1), names_of(cells, len(confusion)))
     if training:
@@ -76,6 +77,11 @@ def draw_distributions(collected: Collected) -> Iterator[Picture]:
         yield Picture(
             "class_distributions", f"{caption} that of the rarest.{told_of_others}", distributions_figure(shown)
         )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two test sets have the same examples of each class."""
+    return one.shape == other.shape and np.allclose(one, other)
 
 
 def draw_confusions(collected: Collected) -> Iterator[Picture]:
