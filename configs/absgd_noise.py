@@ -5,9 +5,10 @@
   python -m imbal_jax.main --config=configs/absgd_noise.py:cifar10_sym20_sgd_tce --workdir=runs/pruned \
     --config.correction.truncation=0.5 --config.correction.refresh=epochs
 
-A row is DATASET_NOISE_METHOD: cifar10 (the 8-layer CNN of SCE's paper) or cifar100 (ResNet-18 for symmetric, ResNet-34
-for asymmetric noise); sym20, sym40, asym20 or asym40, by the share of wrong labels; and sgd_ce, sgd_tce, sgd_sce,
-eg_sce or absgd_sce. Results also tell the accuracy on the training set by the given and by the clean labels.
+A row is DATASET_NOISE_METHOD: cifar10 (the 8-layer CNN of SCE's paper, where ABSGD's text has "4-layer CNN") or
+cifar100 (ResNet-18 for symmetric, ResNet-34 for asymmetric noise); sym20, sym40, asym20 or asym40, by the share of
+wrong labels; and sgd_ce, sgd_tce, sgd_sce, eg_sce or absgd_sce. Results also tell the accuracy on the training set by
+the given and by the clean labels.
 
 From the paper: 120 epochs of batch 128, the learning rate times 0.1 at epochs 40 and 80. It searches the rate in 1e-3
 to 1e-1, the decay in 1e-4 to 5e-3, q in 0.1, 0.5, 0.7, SCE's weights in 0.1 to 5, gamma in 0.1, 0.5, 0.9 and lambda in

@@ -24,7 +24,8 @@ out, so that 4500 and 45 are left of 5000 and 50 (--config.validation.fraction=0
 The medical sets are your own arrays, see configs/arrays.py: x_train, y_train, x_val, y_val, x_test, y_test with label 1
 for melanoma, or for any degree of retinopathy, all images of one size; training images of class 1 are left out until
 beta is reached. The paper takes ResNeXt-50 and ConvNeXt-tiny pretrained on ImageNet, which are not here: these rows
-have ResNet-32 from scratch, and for melanoma, whose learning rate it does not tell, 0.01.
+have ResNet-32 from scratch, and for melanoma, whose learning rate it does not tell, 0.01. ResNet-32 has 16 channels in
+its first layer, where the text has 64 (see the model's option width).
 
 Settings: 500 epochs (melanoma 10, APTOS 35) of batch 128, SGD with momentum 0.9 (APTOS: Adam, 5e-5, cosine), gradients
 clipped to norm 0.5, the learning rate 0.1 times 1e-2 from 0-based epoch 400 and times 1e-4 from 450, SAM with rho 0.1,

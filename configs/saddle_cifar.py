@@ -9,11 +9,12 @@ lpf_sgd_drw. Any other method of `imbal_jax.recipes.parse_method` for the plain 
 such as absgd_drw (with the plain mean of its losses, as in ABSGD's code).
 
 ResNet-32, SGD with momentum 0.9 and decay 2e-4, batch 128, 200 epochs: five of warm-up, the learning rate times 1e-2
-from 0-based epoch 160 and times 1e-4 from 180; deferred weights from 160; losses divided by the sum of the class
-weights, as in the published code. Three seeds. The groups of classes are the paper's: three, four and three classes of
-CIFAR-10-LT; frequent and rare under step imbalance; 36, 35 and 29 classes of CIFAR-100-LT, which the paper does not
-say, but its accuracies are the means of its groups with these sizes and not with the 35, 35 and 30 of the usual
-thresholds, 100 and 20 images.
+from 0-based epoch 160 and times 1e-4 from 180; deferred weights from 160, class-balanced with beta = 0.9999 as in the
+published code, where the text has inverse frequencies (Eq. 2: --config.correction.after.name=inverse_frequency); losses
+divided by the sum of the class weights, as in that code. Three seeds. The groups of classes are the paper's: three,
+four and three classes of CIFAR-10-LT; frequent and rare under step imbalance; 36, 35 and 29 classes of CIFAR-100-LT,
+which the paper does not say, but its accuracies are the means of its groups with these sizes and not with the 35, 35
+and 30 of the usual thresholds, 100 and 20 images.
 As published there is no validation set; the last parameters are tested (the published code reports the best test
 epoch). The paper has for DRW with SAM 80.6 % on CIFAR-10-LT and 44.6 % on CIFAR-100-LT, without 75.5 % and 41.0 %.
 The data are prepared as for configs/cifar10_vgg11.py. Made for a GPU: an epoch takes minutes on two CPU cores.

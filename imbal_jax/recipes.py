@@ -4,8 +4,9 @@ A method is a correction ("ldam_drw"), a second-order direction ("ief"), or a di
 ("ief_sampler", "ief_irw", "ief_drw") or any correction ("ief_ldam"). The wrappers of `imbal_jax.robust_recipes` stand
 where directions stand ("sam_ldam_drw").
 
-Hyper-parameters are those of thesis Table B.5, in our normalisation of the weights (they average one over the classes;
-the thesis's sum to one); methods outside of the thesis have their authors' defaults.
+Hyper-parameters are those of thesis Table B.5, in our normalisation of the weights: they average one over the classes,
+where the thesis's sum to one, as those of the influence-balanced loss do here too. Methods outside of the thesis have
+their authors' defaults.
 """
 
 from typing import Any, NamedTuple
