@@ -5,6 +5,7 @@ so that none is trained twice.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from experiments.study import Axis, Cell, Published, Study, Table
 
@@ -82,7 +83,7 @@ def cifar10(name: str, tables: tuple[str, ...] = tuple(CIFAR10)) -> Study:
             )
             for table in tables
         ),
-        overrides_of=_profile,
+        overrides_of=_overrides,
     )
 
 
@@ -160,9 +161,13 @@ def gradient_norms(study: Study, name: str, methods: tuple[str, ...], where: Cal
     return study._replace(name=name, axes=axes, tables=tables, where=where, overrides=overrides)
 
 
-def _profile(cell: Cell) -> dict[str, str]:
-    """The counts of Table B.1, or all of the balanced training set."""
-    return {"profile.name": "natural"} if cell["alpha"] == BALANCED else {"profile.alpha": cell["alpha"]}
+def _overrides(cell: Cell) -> dict[str, Any]:
+    """The counts of Table B.1, or all of the balanced training set; the learning rate as in Table B.5.
+
+    It has a single one for EKFAC-DRW, whereas Table B.7 halves those of directions when the weights begin.
+    """
+    profile = {"profile.name": "natural"} if cell["alpha"] == BALANCED else {"profile.alpha": cell["alpha"]}
+    return {**profile, "schedule.factor": 1.0} if cell["method"] == "ekfac_drw" else profile
 
 
 def _row(cell: Cell, metric: str) -> str:

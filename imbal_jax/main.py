@@ -14,6 +14,19 @@ EXIT_INPUT = 2  # bad input
 EXIT_NON_FINITE = 3  # the loss became NaN or infinite
 EXIT_INTERRUPTED = 85  # asked to stop; the same command continues
 
+_OF_A_RUN = ("config", "workdir", "print_config")
+# The tasks, and the options that each one takes.
+_TASKS = {
+    "train": _OF_A_RUN,
+    "evaluate": _OF_A_RUN,
+    "predict": (*_OF_A_RUN, "input", "output", "seed", "condition"),
+    "spectrum": (*_OF_A_RUN, "output", "seed"),
+    "export": (*_OF_A_RUN, "output", "seed"),
+    "describe": _OF_A_RUN,
+    "check": _OF_A_RUN,
+    "prepare": ("input", "output"),
+}
+
 _HELP = """
 tasks:
   train      train every seed of the config, test the best parameters, write the run folder (--workdir)
@@ -55,9 +68,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    tasks = ("train", "evaluate", "predict", "spectrum", "export", "describe", "check", "prepare")
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file; by default that of the run folder")
-    parser.add_argument("--task", choices=tasks, default="train", help="what to do (default: train)")
+    parser.add_argument("--task", choices=_TASKS, default="train", help="what to do (default: train)")
     parser.add_argument("--workdir", "--run", type=pathlib.Path, metavar="DIR", help="the run folder")
     parser.add_argument(
         "--input", type=pathlib.Path, metavar="FILE", help="predict: an .npz with images x; prepare: an archive"
@@ -76,7 +88,22 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and exit")
     options, rest = parser.parse_known_args(arguments)
-    return options, parse_overrides(rest)
+    overrides = parse_overrides(rest)
+    _refuse_unused(options, overrides)
+    return options, overrides
+
+
+def _refuse_unused(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Raises InputError for an option that the task would not look at."""
+    valid = _TASKS[options.task]
+    taken = ", ".join(f"--{name}" for name in valid)
+    for name, value in vars(options).items():
+        given = value is not None and value is not False and value != ""
+        if given and name not in ("task", *valid):
+            raise InputError(f"--{name}: --task={options.task} takes {taken}; got --{name}={value}")
+    if overrides and "config" not in valid:
+        key, value = next(iter(overrides.items()))
+        raise InputError(f"--config.{key}: --task={options.task} takes {taken}; got --config.{key}={value}")
 
 
 def run(arguments: list[str]) -> int:

@@ -311,6 +311,25 @@ def test_missing_options_are_told(capsys):
         assert part in one_line_error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([DIGITS, "--workdir=run", "--seed=0"], "--seed: --task=train takes --config, --workdir, --print_config; got"),
+        ([DIGITS, "--workdir=run", "--condition=auc"], "--condition: --task=train takes"),
+        ([DIGITS, "--task=describe", "--input=x.npz"], "got --input=x.npz"),
+        ([DIGITS, "--task=check", "--output=x"], "got --output=x"),
+        (["--task=evaluate", "--workdir=run", "--seed=9"], "got --seed=9"),
+        (["--task=spectrum", "--workdir=run", "--condition=auc"], "got --condition=auc"),
+        (["--task=export", "--workdir=run", "--output=x", "--input=y"], "got --input=y"),
+        (["--task=prepare", "--input=a", "--output=b", "--workdir=run"], "--task=prepare takes --input, --output; got"),
+        (["--task=prepare", "--input=a", "--output=b", "--config.seeds=0"], "got --config.seeds=0"),
+    ],
+)
+def test_options_that_a_task_does_not_take_are_refused(capsys, arguments, message):
+    assert guarded(run, arguments) == EXIT_INPUT
+    assert message in one_line_error(capsys)
+
+
 def test_help_is_useful(capsys):
     with pytest.raises(SystemExit) as stopped:
         run(["--help"])

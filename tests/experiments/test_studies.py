@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
-from experiments.published_tables import lookup
+from experiments.published_tables import lookup, read_table
 from experiments.study import Published, cell_config, load_study, study_names
+from experiments.thesis import LABELS, LOSSES
 from imbal_jax.errors import InputError
 
 # Rows that are new here: the thesis has no iEF and no EF on CIFAR-10.
@@ -86,3 +88,27 @@ def test_cells_have_the_settings_that_their_names_say():
     assert [cell_config(rho, cell, (0,)).direction.rho for cell in rho.cells()] == [0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0]
     rates = load_study("thesis_b_10")
     assert {cell_config(rates, cell, (0,)).schedule.learning_rate for cell in rates.cells()} == {1, 10, 50, 100}
+
+
+B_5_ROWS = {
+    **{method: LABELS[method] for method in LOSSES},
+    "ekfac_raw": "EKFAC", "ekfac_sampler": "EKFAC", "ekfac_irw": "EKFAC", "ekfac_drw": "EKFAC-DRW",
+}
+
+
+@pytest.mark.parametrize("method", B_5_ROWS)
+def test_runs_on_cifar10_have_the_settings_of_thesis_table_b5(method):
+    row, study = B_5_ROWS[method], load_study("thesis_cifar10")
+    config = cell_config(study, {"alpha": "0.1", "method": method}, (0,))
+    assert config.training.batch_size == lookup("thesis_B_5", row, "B").value
+    assert config.schedule.learning_rate == lookup("thesis_B_5", row, "eta").value
+    assert config.schedule.name == "constant" or config.schedule.factor == 1.0
+    for column, option in (("gamma", "gamma"), ("beta", "beta"), ("C", "max_margin"), ("zeta", "alpha")):
+        printed = [cell.value for cell in read_table("thesis_B_5") if (cell.row, cell.column) == (row, column)]
+        assert [value for name, value in _leaves(config.correction) if name == option] == printed
+
+
+def _leaves(section):
+    """The names and values of a config section, of those within it too."""
+    for name, value in section.items():
+        yield from _leaves(value) if isinstance(value, ConfigDict) else [(name, value)]
