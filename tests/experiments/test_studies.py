@@ -92,7 +92,10 @@ def test_cells_have_the_settings_that_their_names_say():
 
 B_5_ROWS = {
     **{method: LABELS[method] for method in LOSSES},
-    "ekfac_raw": "EKFAC", "ekfac_sampler": "EKFAC", "ekfac_irw": "EKFAC", "ekfac_drw": "EKFAC-DRW",
+    "ekfac_raw": "EKFAC",
+    "ekfac_sampler": "EKFAC",
+    "ekfac_irw": "EKFAC",
+    "ekfac_drw": "EKFAC-DRW",
 }
 
 
