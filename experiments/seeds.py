@@ -5,9 +5,13 @@ finished when some run of the cell has its result.json.
 """
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 from imbal_jax.errors import InputError
+
+_LONGEST = 180  # characters of a folder's name; file systems take 255 bytes, and temporary names are longer
+_PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -26,16 +30,37 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def run_name(seeds: Sequence[int]) -> str:
-    """The folder of a run that trains some seeds."""
-    return "seeds_" + "_".join(map(str, seeds))
+    """The folder of a run that trains some seeds: seeds_0_1_2 or, where that would be too long, seeds_0-119.
+
+    Raises:
+      InputError: the name is too long for a folder all the same.
+    """
+    name = "seeds_" + "_".join(map(str, seeds))
+    if len(name) > _LONGEST:
+        name = "seeds_" + "_".join(_ranges(seeds))
+    if len(name) > _LONGEST:
+        raise InputError(f"--seeds: expected fewer, or consecutive ones, to train together, got {len(seeds)}")
+    return name
+
+
+def _ranges(seeds: Sequence[int]) -> list[str]:
+    """Seeds in their order, those that count up by one as "first-last"."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
 def seeds_in(run: str) -> tuple[int, ...] | None:
     """The seeds of a run by its folder's name; None if the name is not one of ours."""
-    parts = run.removeprefix("seeds_").split("_")
-    if not run.startswith("seeds_") or not all(part.isdecimal() for part in parts):
+    parts = [_PART.fullmatch(part) for part in run.removeprefix("seeds_").split("_")]
+    if not run.startswith("seeds_") or None in parts:
         return None
-    return tuple(map(int, parts))
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part is not None]
+    return tuple(seed for seeds in ranges for seed in seeds)
 
 
 def result_file(run: pathlib.Path, seed: int) -> pathlib.Path:

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.launching.devices import Slot
-from experiments.launching.jobs import Paths
+from experiments.launching.jobs import Paths, read_notes
 from experiments.launching.plan import Together, with_seeds
 from experiments.launching.pool import worker_environment
 from imbal_jax.errors import InputError
@@ -50,7 +50,7 @@ def decide(
     """
     on_gpu = _is_gpu(slot)
     file = paths.launch / "grouping.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = read_notes(file)
     decisions, keys = {}, {}
     for cell in cells:
         config = plain(configs[cell].to_dict())

@@ -68,11 +68,22 @@ def outcome_file(paths: Paths, cell: str, seeds: Sequence[int]) -> pathlib.Path:
 
 
 def read_outcome(paths: Paths, cell: str, seeds: Sequence[int]) -> int | None:
-    """The exit status in a run's outcome file; None where there is none."""
+    """The exit status in a run's outcome file; None where there is none that can be read."""
+    return read_notes(outcome_file(paths, cell, seeds)).get("status")
+
+
+def outcome_time(paths: Paths, job: Job) -> float:
+    """When a job's outcome file was written, in seconds since the epoch; it is there."""
+    return outcome_file(paths, job.cell, job.seeds).stat().st_mtime
+
+
+def read_notes(file: pathlib.Path) -> dict[str, Any]:
+    """The mapping in a JSON file; nothing where the file is absent or damaged."""
     try:
-        return json.loads(outcome_file(paths, cell, seeds).read_text())["status"]
-    except FileNotFoundError:
-        return None
+        notes = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
 
 
 def diverged_run(paths: Paths, cell: str, seed: int) -> bool:
@@ -96,6 +107,7 @@ def write_jobs(paths: Paths, jobs: Sequence[Job]) -> pathlib.Path:
             "folder": run_folder(paths, job),
             "locks": locks_of(paths, job),
             "outcome": outcome_file(paths, job.cell, job.seeds),
+            "log": log_file(paths, job),
             "config": job.config,
         }
         for job in jobs

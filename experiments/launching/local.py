@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from experiments.launching.devices import Slot
-from experiments.launching.jobs import INTERRUPTED, Job, Paths, log_file, read_outcome, write_jobs
+from experiments.launching.jobs import INTERRUPTED, Job, Paths, log_file, outcome_time, read_outcome, write_jobs
 from experiments.launching.pool import STOPPED, Pool, Result, judge_exit, take_ready, worker_environment
 from imbal_jax.main import EXIT_NON_FINITE
 from imbal_jax.training.interruption import StopRequest
@@ -20,10 +20,10 @@ _POLL_SECONDS, _LOCK_POLL_SECONDS = 0.1, 0.5
 class _Running(NamedTuple):
     """A process at work."""
 
-    jobs: tuple[Job, ...]
+    jobs: list[Job]  # but those settled already
     slot: Slot
     process: subprocess.Popen
-    started: float
+    started: float  # seconds since the epoch
 
 
 def run_jobs(
@@ -63,6 +63,8 @@ def run_jobs(
             running.remove(each)
             free.append(each.slot)
             _reap(pool, each)
+        for each in running:
+            _settle_lost(pool, each)
         if stop.requested and not told_to_stop:
             told_to_stop = True
             _forward(running, tell)
@@ -92,6 +94,7 @@ def _start(pool: Pool, jobs: tuple[Job, ...], slot: Slot) -> _Running:
         with open(log, "a") as file:
             where = "" if job is jobs[0] else f", together with others, see {logs[0]}"
             print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.name}, {slot.name}{where}", file=file)
+    started = time.time()
     with open(logs[0], "a") as file:
         environment = {**worker_environment(pool.paths), **slot.environment}
         process = subprocess.Popen(
@@ -100,15 +103,24 @@ def _start(pool: Pool, jobs: tuple[Job, ...], slot: Slot) -> _Running:
     for job in jobs:
         beside = f", together with {len(jobs) - 1} more" if len(jobs) > 1 else ""
         pool.tell(f"started: {job.name} on {slot.name}{', resumed' if job.state == INTERRUPTED else ''}{beside}")
-    return _Running(jobs, slot, process, time.monotonic())
+    return _Running(list(jobs), slot, process, started)
 
 
 def _reap(pool: Pool, ended: _Running) -> None:
     """Looks after a worker that has ended."""
     assert ended.process.stdin is not None
     ended.process.stdin.close()
-    status, seconds = ended.process.returncode, time.monotonic() - ended.started
+    status, seconds = ended.process.returncode, time.time() - ended.started
     for job in ended.jobs:
         # Only some jobs of a group may have ended in a non-finite loss: each has left its own status.
         own = read_outcome(pool.paths, job.cell, job.seeds) if status == EXIT_NON_FINITE else status
         judge_exit(pool, job, status if own is None else own, seconds / len(ended.jobs))
+
+
+def _settle_lost(pool: Pool, running: _Running) -> None:
+    """Settles the jobs of a group at work whose loss is not finite any more, while the others go on."""
+    for job in list(running.jobs) if len(running.jobs) > 1 else ():
+        status = read_outcome(pool.paths, job.cell, job.seeds)
+        if status == EXIT_NON_FINITE and outcome_time(pool.paths, job) >= running.started:
+            running.jobs.remove(job)
+            judge_exit(pool, job, status, (time.time() - running.started) / (len(running.jobs) + 1))

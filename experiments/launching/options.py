@@ -51,7 +51,7 @@ def parse(arguments: list[str], description: str | None) -> Options:
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where (default: local)")
     parser.add_argument("--workers", type=int, metavar="N", help="runs at once (default: by the GPUs or cores)")
     parser.add_argument("--seeds", metavar="0,1,2", help="instead of the study's")
-    parser.add_argument("--workdir", type=pathlib.Path, default="runs", metavar="DIR", help="default: runs")
+    parser.add_argument("--workdir", default="runs", metavar="DIR", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="show what would be trained, and train nothing")
     parser.add_argument("--estimate", action="store_true", help="time a few steps, predict time and memory, stop there")
     parser.add_argument("--only", action="append", default=[], metavar="AXIS=V1,V2", help="some cells; repeatable")
@@ -62,7 +62,9 @@ def parse(arguments: list[str], description: str | None) -> Options:
         value = getattr(given, name)
         if value is not None and value < least:
             raise InputError(f"--{name}: expected a whole number >= {least}, got {value}")
-    workdir = given.workdir.expanduser().absolute()
+    if given.estimate and given.dry_run:
+        raise InputError("--estimate: expected it without --dry-run, which times nothing")
+    workdir = _folder(given.workdir)
     study = select(load_study(given.study, workdir), parse_only(given.only))
     if not any(True for _ in study.cells()):
         raise InputError(f"--only: expected at least one cell, got none with {' '.join(given.only)}")
@@ -82,6 +84,14 @@ def parse(arguments: list[str], description: str | None) -> Options:
         dry_run=given.dry_run,
         estimate=given.estimate,
     )
+
+
+def _folder(text: str) -> pathlib.Path:
+    """The folder of all studies, which need not be there yet."""
+    path = pathlib.Path(text).expanduser().absolute()
+    if not text or (path.exists() and not path.is_dir()):
+        raise InputError(f"--workdir: expected a folder, got {text!r}")
+    return path
 
 
 def parse_slurm(texts: list[str], executor: str) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """From a study to jobs: what its folders hold already and what is still to be trained."""
 
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, run_folder
-from experiments.seeds import cell_runs, finished_seeds
+from experiments.seeds import cell_runs, finished_seeds, result_file
 from experiments.study import Cell, Study, cell_config, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain
@@ -65,17 +67,39 @@ def check_stored(paths: Paths, configs: Mapping[str, ConfigDict]) -> None:
     """Refuses run folders that were trained with another config; seeds may have been grouped otherwise.
 
     Raises:
-      InputError: a run has another config; the differing leaves are named.
+      InputError: a run has another config; the differing leaves are named. Or a file of it is damaged.
     """
     for cell, config in configs.items():
         given = plain(config.to_dict())
         for seeds, run in cell_runs(paths.runs / cell).items():
-            stored = completed(read_config(run) or {})
+            stored = _stored_config(run)
+            _check_results(run, seeds)
             differences = config_differences(stored, with_seeds(given, seeds, _together(stored)))
             if differences:
                 raise InputError(
                     f"--workdir: {run} holds a run of another config: {'; '.join(differences)}; use another workdir"
                 )
+
+
+def _stored_config(run: pathlib.Path) -> dict[str, Any]:
+    """The config of a run folder, with the options that are newer than it; one that is none is told with its file."""
+    try:
+        return completed(read_config(run) or {})
+    except (InputError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"--workdir: {run / 'config.json'} is no resolved config: {error}") from error
+
+
+def _check_results(run: pathlib.Path, seeds: Sequence[int]) -> None:
+    """Refuses a damaged result, which would count as a finished seed."""
+    for file in (result_file(run, seed) for seed in seeds):
+        try:
+            result = json.loads(file.read_text())
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            result = None
+        if not isinstance(result, dict):
+            raise InputError(f"--workdir: {file} is damaged; without it the seed is tested again")
 
 
 def with_seeds(config: dict[str, Any], seeds: Sequence[int], together: str) -> dict[str, Any]:
@@ -134,7 +158,7 @@ def cell_jobs(
         # A run that was killed after its last result lacks its summary, which takes no training.
         unsummarised = not left and set(run_seeds) <= set(seeds) and not (run / "summary.json").exists()
         if unsummarised or (left and set(left) <= set(missing)):
-            stored = completed(read_config(run) or {})
+            stored = _stored_config(run)
             jobs.append(Job(cell, run_seeds, INTERRUPTED, with_seeds(config, run_seeds, _together(stored))))
             missing = [seed for seed in missing if seed not in run_seeds]
     if not missing:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from experiments.launching.jobs import INTERRUPTED, Job, Paths, locks_of, log_file, outcome_file, read_outcome
+from experiments.launching.jobs import INTERRUPTED, Job, Paths, locks_of, log_file, outcome_time, read_outcome
 from experiments.launching.locks import is_free
 from experiments.launching.plan import remaining
 from experiments.launching.worker import EXIT_LOCKED
@@ -18,7 +18,7 @@ from imbal_jax.main import EXIT_INPUT, EXIT_INTERRUPTED, EXIT_NON_FINITE
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 DIVERGED = "diverged"  # what a search learns of a learning rate, and no failure
-_DETERMINISTIC = (EXIT_INPUT, EXIT_NON_FINITE)  # the same would happen again
+DETERMINISTIC = (EXIT_INPUT, EXIT_NON_FINITE)  # the same would happen again
 _ASKED_TO_STOP = {-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
 _TAIL = 12  # lines of a failed job's log that are shown
 
@@ -57,7 +57,9 @@ class Pool:
 
 
 def take_ready(pool: Pool, most: int) -> list[tuple[Job, ...]]:
-    """Takes jobs out of the queue that nobody else has; those that are finished or failed elsewhere are settled.
+    """Takes jobs out of the queue that nobody else has; those that are settled elsewhere are settled here too.
+
+    Finished ones are, and those that failed as they would fail here; what failed by chance is tried here too.
 
     Args:
       pool: the jobs.
@@ -97,12 +99,12 @@ def _take(pool: Pool, job: Job, left: Job | None) -> Job | None:
 
 
 def _failed_elsewhere(pool: Pool, job: Job) -> int | None:
-    """The exit status of the other launcher's process if it has failed since the job was seen to be in its hands."""
+    """The exit status of the other launcher's process if it gave up since the job was seen to be in its hands."""
     noticed = pool.noticed.pop(job.name, None)
     status = read_outcome(pool.paths, job.cell, job.seeds)
-    if noticed is None or status in (None, 0, EXIT_INTERRUPTED):
+    if noticed is None or status not in DETERMINISTIC:
         return None
-    return status if outcome_file(pool.paths, job.cell, job.seeds).stat().st_mtime >= noticed else None
+    return status if outcome_time(pool.paths, job) >= noticed else None
 
 
 def judge_exit(pool: Pool, job: Job, status: int, seconds: float) -> None:
@@ -128,7 +130,7 @@ def judge_exit(pool: Pool, job: Job, status: int, seconds: float) -> None:
         pool.queue.append(job._replace(state=INTERRUPTED, group=""))
     else:
         pool.attempts[job.name] += 1
-        again = status not in _DETERMINISTIC and pool.attempts[job.name] <= pool.retries
+        again = status not in DETERMINISTIC and pool.attempts[job.name] <= pool.retries
         if not again:
             _settle(pool, Result(job, FAILED, status))
             return

@@ -7,7 +7,6 @@ which every cluster has; accounting is not needed.
 
 import contextlib
 import importlib.util
-import json
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.launching.jobs import Job, Paths, log_file, outcome_file, read_outcome, write_jobs
+from experiments.launching.jobs import Job, Paths, log_file, outcome_file, read_notes, read_outcome, write_jobs
 from experiments.launching.pool import STOPPED, Pool, Result, judge_exit, take_ready, worker_environment
 from imbal_jax.errors import InputError
 from imbal_jax.main import EXIT_INTERRUPTED
@@ -165,8 +164,7 @@ def _remember(paths: Paths, submitted: _Submitted) -> None:
 
 def _adopt(pool: Pool) -> _Submitted:
     """Takes jobs out of the queue that an earlier launcher has submitted and that are under way."""
-    file = pool.paths.launch / "slurm.json"
-    numbers = json.loads(file.read_text()) if file.exists() else {}
+    numbers = read_notes(pool.paths.launch / "slurm.json")
     alive = under_way() or set()
     adopted = {}
     for job in [job for job in pool.queue if numbers.get(job.name) in alive]:

@@ -20,6 +20,7 @@ from imbal_jax.main import EXIT_NON_FINITE, guarded
 from imbal_jax.training.interruption import StopRequest
 
 EXIT_LOCKED = 75  # another process has the run or one of its seeds, or has finished it
+_OF_A_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def run(arguments: list[str]) -> int:
@@ -53,11 +54,22 @@ def run_jobs(jobs: list[dict[str, Any]], stop: StopRequest) -> int:
             return EXIT_LOCKED
         status, own = 1, dict[str, int]()
         try:
-            status = guarded(lambda _: _train(jobs, stop, own), [])
+            status = guarded(lambda _: _attempt(jobs, stop, own), [])
         finally:  # also of an exception, which is a failure
             for job in jobs:
                 _record(pathlib.Path(job["outcome"]), own.get(job["name"], status))
         return status
+
+
+def _attempt(jobs: list[dict[str, Any]], stop: StopRequest, own: dict[str, int]) -> int:
+    """`_train`; an error of the machine, unlike that of a path, may be chance and is not told as bad input."""
+    try:
+        return _train(jobs, stop, own)
+    except OSError as error:
+        if isinstance(error, _OF_A_PATH):
+            raise
+        print(f"error: {error.filename or jobs[0]['folder']}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _train(jobs: list[dict[str, Any]], stop: StopRequest, own: dict[str, int]) -> int:
@@ -78,12 +90,25 @@ def _train(jobs: list[dict[str, Any]], stop: StopRequest, own: dict[str, int]) -
         Run(plain(config.to_dict()), pathlib.Path(job["folder"]), schedule)
         for job, config, schedule in zip(jobs, configs, schedules, strict=True)
     ]
-    for job, outcome in zip(jobs, train_together(experiment, runs, stop, completed), strict=True):
-        own[job["name"]] = 0
-        if isinstance(outcome, NonFiniteLossError):
-            print(f"error: {job['name']}: {outcome}", file=sys.stderr)
-            own[job["name"]] = EXIT_NON_FINITE
+
+    def tell_lost(run: int, error: NonFiniteLossError) -> None:
+        own[jobs[run]["name"]] = EXIT_NON_FINITE
+        _tell_lost(jobs[run], error, shared=run > 0)
+
+    train_together(experiment, runs, stop, completed, tell_lost)
+    for job in jobs:
+        own.setdefault(job["name"], 0)
     return max(own.values())
+
+
+def _tell_lost(job: dict[str, Any], error: Exception, *, shared: bool) -> None:
+    """Tells at once why a job is given up, also in its own log where it shares the first one's, and its status."""
+    line = f"error: {job['name']}: {error}"
+    print(line, file=sys.stderr, flush=True)
+    if shared:
+        with open(job["log"], "a") as file:
+            print(line, file=file)
+    _record(pathlib.Path(job["outcome"]), EXIT_NON_FINITE)
 
 
 def _nothing_to_do(job: dict[str, Any]) -> bool:

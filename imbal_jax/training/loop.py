@@ -26,6 +26,7 @@ from imbal_jax.types import Array, PyTree
 _log = logging.getLogger(__name__)
 
 Report = Callable[[dict[tuple[int, int], dict[str, Any]]], None]  # receives records by run and seed
+TellLost = Callable[[int, NonFiniteLossError], None]  # receives a run that is given up, and why
 
 
 class Best(NamedTuple):
@@ -51,8 +52,8 @@ class _Group:
     them is written any more. The other runs go on, and nothing is compiled again.
     """
 
-    def __init__(self, experiment: Experiment, programs: Programs, members: Sequence[Member]):
-        self.experiment, self.programs, self.members = experiment, programs, members
+    def __init__(self, experiment: Experiment, programs: Programs, members: Sequence[Member], tell_lost: TellLost):
+        self.experiment, self.programs, self.members, self.tell_lost = experiment, programs, members, tell_lost
         self.seeds = tuple(member.seed for member in members)
         self.lost: dict[int, NonFiniteLossError] = {}  # by run
         folders = [member.folder for member in members]
@@ -123,6 +124,7 @@ def fit(
     members: Sequence[Member],
     stop: StopRequest,
     report: Report,
+    tell_lost: TellLost = lambda run, error: None,
 ) -> list[Fitted]:
     """Trains members together to the end, from their newest checkpoint if there is one.
 
@@ -132,6 +134,7 @@ def fit(
       members: one, or several to train together.
       stop: looked at between chunks of steps.
       report: called after every epoch.
+      tell_lost: called when a run is given up.
 
     Returns:
       The best parameters of every member. A run in which a loss or parameter became NaN or infinite is lost: nothing of
@@ -141,7 +144,7 @@ def fit(
       Interrupted: a stop was requested; the state is saved.
       CheckpointError: a checkpoint cannot be written or read.
     """
-    group = _Group(experiment, programs, members)
+    group = _Group(experiment, programs, members, tell_lost)
     keys = programs.keys(group.seeds)
     validation = experiment.data.validation
     padded = None if validation is None else programs.place_split(validation)
@@ -366,9 +369,11 @@ def _lose(group: _Group, what: str, value: float, step: int, i: int) -> None:
     group.checkpoints[i].wait()
     kept = group.checkpoints[i].steps()
     last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint was written before"
-    group.lost[group.members[i].run] = NonFiniteLossError(
+    error = NonFiniteLossError(
         f"{what} of seed {group.seeds[i]} is {value} at step {step}; {last}; try a smaller learning rate"
     )
+    group.lost[group.members[i].run] = error
+    group.tell_lost(group.members[i].run, error)
 
 
 def _variables(state: TrainState) -> PyTree:

@@ -24,7 +24,7 @@ from imbal_jax.training.conditions import evaluate_conditions, write_scores
 from imbal_jax.training.experiment import Experiment
 from imbal_jax.training.folders import claim, describe_machine, seed_folder
 from imbal_jax.training.interruption import StopRequest
-from imbal_jax.training.loop import Best, Fitted, best_in, fit, seeds_scores, split_metrics
+from imbal_jax.training.loop import Best, Fitted, TellLost, best_in, fit, seeds_scores, split_metrics
 from imbal_jax.training.members import Member, Run, members_of
 from imbal_jax.training.programs import Programs, compile_programs, train_seeds_together
 from imbal_jax.training.state import count_parameters, join_seeds, split_seeds, stored_form
@@ -69,6 +69,7 @@ def train_together(
     runs: Sequence[Run],
     stop: StopRequest | None = None,
     complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    tell_lost: TellLost = lambda run, error: None,
 ) -> list[dict[str, Any] | NonFiniteLossError]:
     """Trains runs that differ only in their learning rates, all seeds of all at once, each into its own folder.
 
@@ -80,6 +81,7 @@ def train_together(
       runs: one or several.
       stop: asks for an early end; never by default.
       complete: see `train`.
+      tell_lost: called as soon as a run is given up, with its index and why.
 
     Returns:
       For every run the content of its summary.json, or why it was given up.
@@ -95,7 +97,7 @@ def train_together(
     begun = [runs[i] for i in sorted({member.run for member in pending})]
     for run in begun:
         write_json(run.workdir / "metadata.json", machine)
-    lost = _train_members(experiment, pending, stop or StopRequest(), several=len(runs) > 1)
+    lost = _train_members(experiment, pending, stop or StopRequest(), tell_lost, several=len(runs) > 1)
     for run in begun:  # each with its share
         seconds = (time.perf_counter() - started) / len(begun)
         write_json(run.workdir / "metadata.json", {**machine, "wall_seconds": seconds})
@@ -103,7 +105,7 @@ def train_together(
 
 
 def _train_members(
-    experiment: Experiment, members: list[Member], stop: StopRequest, *, several: bool
+    experiment: Experiment, members: list[Member], stop: StopRequest, tell_lost: TellLost, *, several: bool
 ) -> dict[int, NonFiniteLossError]:
     """Trains and tests members, together or one after the other; returns why runs were given up, by run."""
     several = several and not is_streamed(experiment.data.train.images)
@@ -116,7 +118,7 @@ def _train_members(
             if group[0].run in lost:
                 continue
             assert programs is not None
-            fitted = fit(experiment, programs, group, stop, progress.epoch)
+            fitted = fit(experiment, programs, group, stop, progress.epoch, tell_lost)
             _test(experiment, programs, group, fitted)
             lost |= {member.run: one.lost for member, one in zip(group, fitted, strict=True) if one.lost is not None}
     return lost
@@ -277,9 +279,14 @@ def _draw(
 
 
 def _result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The result in the folder of a finished seed; None while there is none."""
+    """The result in the folder of a finished seed; None while there is none. A damaged one is a CheckpointError."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"workdir: cannot read {path}: {error}; without it the seed is tested again") from error
 
 
 def _summary(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:

@@ -26,11 +26,11 @@ def fake_job(cell, *, sleep=0.0, statuses=(0,), seeds=(0,)):
 
 
 def fake_train(jobs, stop, own):
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job["config"]["sleep"]):
         try:
             own[job["name"]] = fake_train_one(job, stop)
         except NonFiniteLossError as error:
-            print(error, file=sys.stderr)
+            worker._tell_lost(job, error, shared=job is not jobs[0])
             own[job["name"]] = 3
     return max(own.values())
 
@@ -48,6 +48,10 @@ def fake_train_one(job, stop):
     statuses = job["config"]["statuses"]
     status = statuses[min(len(read(diary.path)), len(statuses)) - 1]
     if status:
+        if status == "no such file":
+            raise FileNotFoundError(2, "the last words of a worker", "somewhere")
+        if status == "input or output":
+            raise OSError(5, "the last words of a worker")
         raise {1: RuntimeError, 2: InputError, 3: NonFiniteLossError}[status]("the last words of a worker")
     for seed in job["seeds"]:
         write_json(folder / f"seed_{seed}" / "result.json", {})
@@ -65,7 +69,9 @@ def launch(root, jobs, *, retries=1, stop=None, tell=print):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--launch":
-        jobs = [fake_job(name, sleep=0.4) for name in sys.argv[3:]]
+        # A job called crashes... ends with status 1 in its first try.
+        statuses = {name: (1, 0) if name.startswith("crashes") else (0,) for name in sys.argv[3:]}
+        jobs = [fake_job(name, sleep=0.4, statuses=statuses[name]) for name in sys.argv[3:]]
         results = launch(sys.argv[2], jobs, stop=StopRequest().install(), tell=lambda line: None)
         print("\n".join(f"{result.job.cell} {result.state}" for result in results))
     else:

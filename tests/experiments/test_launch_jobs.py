@@ -63,14 +63,25 @@ def test_chance_failures_are_tried_again_and_each_is_shown_with_the_end_of_its_l
     assert read_outcome(Paths(tmp_path), "diverges", (0,)) == 3
 
 
-def test_two_launchers_on_one_folder_share_the_work(tmp_path):
-    cells = [f"cell_{i}" for i in range(3)]
+def test_an_error_of_the_machine_may_be_chance_and_one_of_a_path_is_not(tmp_path):
+    jobs = [fake_job("disk", statuses=("input or output", 0)), fake_job("path", statuses=("no such file",))]
+    results = {result.job.cell: result for result in launch(tmp_path, jobs, tell=lambda line: None)}
+    assert {cell: (result.state, result.status) for cell, result in results.items()} == {
+        "disk": (FINISHED, None),
+        "path": (FAILED, 2),
+    }
+    assert (tries(tmp_path, "disk"), tries(tmp_path, "path")) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["cell", "crashes"])
+def test_two_launchers_on_one_folder_share_the_work(tmp_path, kind):
+    cells = [f"{kind}_{i}" for i in range(3)]
     launchers = [start(tmp_path, *cells), start(tmp_path, *cells)]
     for each in launchers:
         output, _ = each.communicate(timeout=120)
         assert each.returncode == 0
         assert sorted(output.split("\n")[:-1]) == [f"{cell} finished" for cell in cells]
-    assert [tries(tmp_path, cell) for cell in cells] == [1] * 3
+    assert [tries(tmp_path, cell) for cell in cells] == [2 if kind == "crashes" else 1] * 3
 
 
 def test_a_stop_lets_the_workers_save_and_the_jobs_are_counted_as_stopped(tmp_path):

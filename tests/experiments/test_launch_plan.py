@@ -7,7 +7,7 @@ import pytest
 from experiments.launching.devices import default_workers, divide, visible_gpus
 from experiments.launching.estimate import elapsed, job_seconds
 from experiments.launching.grouping import judge
-from experiments.launching.jobs import INTERRUPTED, PENDING, Paths
+from experiments.launching.jobs import INTERRUPTED, PENDING, Paths, outcome_file, read_outcome
 from experiments.launching.options import parse
 from experiments.launching.plan import Together, check_stored, make_plan, resolved_cells, with_seeds
 from experiments.seeds import finished_seeds, parse_seeds, run_name, seeds_in
@@ -118,6 +118,9 @@ def test_every_config_is_checked_before_anything_starts(key, value, message):
         (["quick", "--slurm=time=5"], "--slurm: expected --executor=slurm beside it, got local"),
         (["quick", "--executor=slurm", "--slurm=time"], "--slurm: expected KEY=VALUE, got 'time'"),
         (["quick", "--dryrun"], "unknown argument '--dryrun'"),
+        (["quick", "--dry-run", "--estimate"], "--estimate: expected it without --dry-run"),
+        (["quick", "--workdir="], "--workdir: expected a folder, got ''"),
+        (["quick", f"--workdir={__file__}"], "--workdir: expected a folder, got .*test_launch_plan.py"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -129,6 +132,39 @@ def test_only_and_seeds_are_read():
     assert parse_only(["a=1,2", "b=x"]) == {"a": ("1", "2"), "b": ("x",)}
     assert parse_seeds("3,1") == (3, 1)
     assert [seeds_in(name) for name in ("seeds_0_12", "seeds_x", "other")] == [(0, 12), None, None]
+
+
+def test_many_seeds_still_name_a_folder():
+    many = (3, *range(10, 200), 7)
+    assert run_name(many) == "seeds_3_10-199_7"
+    assert seeds_in(run_name(many)) == many
+    assert run_name(range(5)) == "seeds_0_1_2_3_4"
+    with pytest.raises(InputError, match=r"^--seeds: expected fewer, or consecutive ones, .* got 100$"):
+        run_name(range(0, 200, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("seed_0/result.json", "", "seed_0/result.json is damaged"),
+        ("seed_0/result.json", "[1]", "seed_0/result.json is damaged"),
+        ("config.json", "{}", "config.json is no resolved config: config: expected the sections"),
+        ("config.json", "[]", "config.json is no resolved config: "),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_told(tmp_path, configs, name, content, message):
+    leave(Paths(tmp_path), configs, (0,), (0,))
+    (tmp_path / "runs" / "method=ief" / "seeds_0" / name).write_text(content)
+    with pytest.raises(InputError, match=f"^--workdir: .*{message}"):
+        check_stored(Paths(tmp_path), configs)
+
+
+@pytest.mark.parametrize("content", ["", "[[", "[1]"])
+def test_damaged_notes_of_the_launcher_are_as_good_as_none(tmp_path, content):
+    file = outcome_file(Paths(tmp_path), "cell", (0,))
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert read_outcome(Paths(tmp_path), "cell", (0,)) is None
 
 
 def test_of_two_runs_with_the_same_seed_the_first_by_name_counts(tmp_path, configs):

@@ -110,6 +110,16 @@ def test_a_job_of_a_group_that_diverges_is_its_own_failure(tmp_path):
     assert sum("together with 2 more" in line for line in told) == 3
 
 
+def test_it_is_told_at_once_with_its_reason_while_the_others_go_on(tmp_path):
+    told = []
+    jobs = group(fake_job("long", sleep=1.5), fake_job("lost", statuses=(3,)))
+    launch(tmp_path, jobs, tell=told.append)
+    ends = [line for line in told if not line.startswith("started")]
+    assert ends[0].startswith("FAILED: lost seeds_0: exit status 3, non-finite loss; given up")
+    assert "error: lost seeds_0: the last words of a worker" in ends[0]
+    assert ends[1].startswith("finished: long")
+
+
 def test_a_group_that_fails_is_tried_again_job_by_job(tmp_path):
     told = []
     jobs = group(fake_job("bad", statuses=(2,)), fake_job("fine"))
@@ -152,6 +162,7 @@ def test_a_search_is_one_process_with_a_run_folder_for_every_cell(searched):
     status = json.loads((study / "launch" / "status.json").read_text())
     assert [status[cell]["seeds_0_1"].split()[0] for cell in cells] == ["finished", "finished", "diverged"]
     assert read_outcome(Paths(study), cells[2], (0, 1)) == EXIT_NON_FINITE
+    assert "the training loss of seed 0 is" in (study / "launch" / "logs" / cells[2] / "seeds_0_1.log").read_text()
     assert json.loads((study / "winners.json").read_text())["winners"][0]["cell"]["learning_rate"] == "0.2"
     for cell, rate in zip(cells, (0.05, 0.2), strict=False):
         records = read(study / "runs" / cell / "seeds_0_1" / "seed_0" / "metrics.jsonl")
