@@ -145,6 +145,7 @@ def _named(folders: list[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 
 def run(arguments: list[str]) -> int:
+    """Draws what runs have recorded of each class's curvature; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.class_curves",
         description=__doc__,

@@ -31,6 +31,7 @@ VALIDATION = ("validation/accuracy", "validation/balanced_accuracy", "validation
 
 
 def run(arguments: list[str]) -> int:
+    """Trains every method and prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -80,6 +80,7 @@ def _content(array: np.ndarray) -> tuple[np.dtype, tuple[int, ...], bytes]:
 
 
 def run(arguments: list[str]) -> int:
+    """Converts PyTorch's weights to a file; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.convert_checkpoint",
         description=__doc__,

@@ -63,6 +63,7 @@ def _parts(place: pathlib.Path) -> tuple[str, ...]:
 
 
 def run(arguments: list[str]) -> int:
+    """Draws spectra that have been computed; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.hessian_density",
         description=__doc__,

@@ -170,6 +170,7 @@ def adaptability_figure(run: Run, baselines: Mapping[str, Model]) -> Figure:
 
 
 def run(arguments: list[str]) -> int:
+    """Draws the figures of conditional runs; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.lct_figures",
         description=__doc__,

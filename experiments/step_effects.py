@@ -171,6 +171,7 @@ def _named(runs: list[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 
 def run(arguments: list[str]) -> int:
+    """Draws what steps do to each class; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.step_effects",
         description=__doc__,

@@ -39,6 +39,9 @@ def reduction_denominator(weights: Array, reduction: Reduction) -> Array | int:
     "mean" divides by the number of examples. "weighted_mean" divides by the sum of the class weights, as
     PyTorch's weighted cross-entropy does: the scale of the weights drops out, and on examples of a single class
     the weights cancel altogether.
+
+    Raises:
+      InputError: the reduction is unknown.
     """
     check_reduction(reduction)
     return weights.shape[0] if reduction == "mean" else jnp.sum(weights)

@@ -36,7 +36,11 @@ def normalize_weights(weights: np.ndarray, normalization: Normalization) -> np.n
 def inverse_frequency_weights(
     counts: ClassCounts, *, power: float = 1.0, normalization: Normalization = "mean_one"
 ) -> np.ndarray:
-    """w_c proportional to n_c^-power, float64 [num_classes]; 0 for masked classes."""
+    """w_c proportional to n_c^-power, float64 [num_classes]; 0 for masked classes.
+
+    Raises:
+      InputError: the normalization is unknown.
+    """
     occupied = np.where(counts.present, counts.counts, 1).astype(np.float64)
     return normalize_weights(np.where(counts.present, occupied**-power, 0.0), normalization)
 
@@ -47,7 +51,7 @@ def effective_number_weights(
     """w_c proportional to (1 - beta) / (1 - beta^n_c), float64 [num_classes]; 0 for masked classes.
 
     Raises:
-      InputError: beta is outside [0, 1).
+      InputError: beta is outside [0, 1), or the normalization is unknown.
     """
     return normalize_weights(np.where(counts.present, 1.0 / effective_numbers(counts, beta), 0.0), normalization)
 

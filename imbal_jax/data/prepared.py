@@ -119,7 +119,11 @@ def _missing(dataset: str, root: pathlib.Path) -> str:
 
 
 def open_builder(directory: pathlib.Path, dataset: str) -> Any:
-    """The library's builder of a version's directory, once it is known to hold labelled images in two splits."""
+    """The library's builder of a version's directory, once it is known to hold labelled images in two splits.
+
+    Raises:
+      InputError: the metadata cannot be read, or are of something else.
+    """
     # Imported here because only this source needs it and it is slow.
     import tensorflow_datasets
 

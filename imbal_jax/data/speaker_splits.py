@@ -76,7 +76,11 @@ def _improved(places: np.ndarray, table: np.ndarray, shares: np.ndarray) -> tupl
 
 
 def split_by_label(labels: Sequence, fractions: Sequence[float], seed: int) -> tuple[np.ndarray, ...]:
-    """As `split_by_speaker`, but by example: every class is shared out, at least one example to every split."""
+    """As `split_by_speaker`, but by example: every class is shared out, at least one example to every split.
+
+    Raises:
+      InputError: the fractions are none, or a class has too few examples.
+    """
     shares = _checked_shares(fractions, seed)
     classes, label_of, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     few = [f"{c} has {n}" for c, n in zip(classes, sizes, strict=True) if n < (shares > 0).sum()]
