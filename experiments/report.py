@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     workdir = options.workdir.expanduser()
     study = select(load_study(options.study, workdir), options.only)
     name = title(study.name, options.only)
-    collected = collect(study, workdir, options.seeds)
+    collected = collect(study, workdir, options.seeds, options.study)
     tables = [build_table(collected, table, options.data) for table in study.tables]
     folder = collected.folder / "report"
     pictures = write_pictures(draw_pictures(collected), folder / "figures") + attached(collected)

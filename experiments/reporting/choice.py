@@ -6,11 +6,11 @@ it is the one whose mean there is the best; a model with a grid of conditions is
 """
 
 import math
+import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.reporting.collect import CellResults, read_object
-from experiments.seeds import result_file
+from experiments.reporting.collect import CellResults, as_number, read_object
 from experiments.study import Choice
 from experiments.validation_scores import VALIDATION, validation_score
 from imbal_jax.reports.summaries import mean_and_standard_error
@@ -20,7 +20,7 @@ class Candidate(NamedTuple):
     """A model that a place of a table may show."""
 
     found: CellResults
-    values: dict[int, Any]  # of the test set, by seed
+    values: dict[int, float]  # of the test set, by seed; NaN where a seed has none
     score: float  # that it is chosen by
     condition: str = ""  # in words, where it is one of a grid
 
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
     """What is shown."""
 
     found: CellResults
-    values: dict[int, Any]  # by seed; none where no candidate is complete
+    values: dict[int, float]  # by seed; none where no candidate is complete
     told: str  # which candidate it is
     untrained: int = 0  # candidates without all seeds
 
@@ -62,31 +62,42 @@ def choose(
 def _on_validation(cell: CellResults, metric: str, key: str) -> Iterator[Candidate]:
     """A cell by its mean on validation."""
     score = validation_mean(cell, VALIDATION + metric.partition("/")[2])
-    yield Candidate(cell, {seed: result.get(key) for seed, result in cell.results.items()}, score)
+    yield Candidate(cell, _values(cell, key), score)
 
 
 def validation_mean(cell: CellResults, metric: str) -> float:
     """The mean over seeds of a metric of validation, NaN where a seed has none."""
-    return _mean([validation_score(result_file(run, seed).parent, metric) for seed, run in cell.folders.items()])
+    scores = [validation_score(cell.file_of(seed).parent, metric) for seed in cell.folders]
+    return _mean([math.nan if score is None else score for score in scores])
+
+
+def condition_files(cell: CellResults) -> dict[int, pathlib.Path]:
+    """The files of a model with a grid of conditions, by seed; none unless all seeds have one."""
+    paths = {seed: cell.file_of(seed).with_name("conditions.json") for seed in cell.folders}
+    return paths if all(path.exists() for path in paths.values()) else {}
 
 
 def _on_test(cell: CellResults, metric: str, key: str) -> Iterator[Candidate]:
     """A cell by its mean on the test set, at every condition where there is a grid."""
-    paths = {seed: result_file(run, seed).with_name("conditions.json") for seed, run in cell.folders.items()}
-    if not all(path.exists() for path in paths.values()):
-        values = {seed: result.get(key) for seed, result in cell.results.items()}
+    paths = condition_files(cell)
+    if not paths:
+        values = _values(cell, key)
         yield Candidate(cell, values, _mean(list(values.values())))
         return
     grids = {seed: read_object(path) for seed, path in paths.items()}
     first, name = next(iter(grids.values())), metric.partition("/")[2]
     for i, condition in enumerate(first["conditions"]):
-        values = {seed: grid["test"].get(name, {i: None})[i] for seed, grid in grids.items()}
+        found = {seed: grid["test"].get(name, {i: None})[i] for seed, grid in grids.items()}
+        values = {seed: as_number(value, paths[seed], name) for seed, value in found.items()}
         words = ", ".join(f"{option} {value:g}" for option, value in zip(first["names"], condition, strict=True))
         yield Candidate(cell, values, _mean(list(values.values())), words)
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    """Their mean, NaN where one is no number."""
-    if not values or any(value is None for value in values):
-        return math.nan
-    return float(mean_and_standard_error([float(value) for value in values if value is not None])[0])
+def _values(cell: CellResults, key: str) -> dict[int, float]:
+    """What every seed of a cell has for a key, NaN where it has none."""
+    return dict.fromkeys(cell.results, math.nan) | cell.numbers(key)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Their mean, NaN where one is NaN or there is none."""
+    return float(mean_and_standard_error(values)[0]) if values else math.nan

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from experiments.class_curves import LABELS
-from experiments.reporting.collect import CellResults, Collected
+from experiments.reporting.collect import CURVATURE, GRADIENT_NORMS, CellResults, Collected
 from experiments.reporting.curves import number
 from experiments.reporting.panels import Picture, by_setting, file_name, first_panels, mean_of, names_of
 from experiments.study import CLASSES
 from imbal_jax.reports.records import Record
 from imbal_jax.reports.spectrum_figures import EXTREMES, ClassCurves, class_curves_figure, class_values, extremes_of
-
-GRADIENT_NORMS, CURVATURE = "class_gradient_norms", "class_curvature"
 
 
 def draw_gradient_norms(collected: Collected) -> Iterator[Picture]:

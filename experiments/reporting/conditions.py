@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.reporting.collect import CellResults, read_object
+from experiments.reporting.collect import CellResults, read_object, unexpected
 from experiments.study import cell_name
 from imbal_jax.data.known import known_dataset
 from imbal_jax.reports.tables import readable
@@ -12,6 +12,12 @@ from imbal_jax.reports.tables import readable
 UNKNOWN = "not recorded"
 MOST_NAMED = 3  # cells that are named beside a condition of theirs; of more, the number is told
 MOST_VALUES = 6  # of one condition; of more, the number is told
+_OBJECT = (dict, "an object")
+_KINDS: Mapping[str, tuple[Any, str]] = {  # of what config.json and metadata.json hold
+    **dict.fromkeys(("data", "model", "training", "direction", "packages"), _OBJECT),
+    "devices": (list, "a list of names"),
+    "wall_seconds": (int | float, "a number"),
+}
 
 
 class Condition(NamedTuple):
@@ -27,12 +33,15 @@ def conditions_of(cells: Sequence[CellResults], data: str | None = None) -> list
     Args:
       cells: of a table.
       data: what the images are to be called; by default what the configs say.
+
+    Raises:
+      InputError: see `read_if_there`.
     """
     found: dict[str, dict[str, list[str]]] = {}
     dates, seconds = [], 0.0
     for cell in cells:
         for run in cell.runs:
-            config, machine = _read_if_there(run / "config.json"), _read_if_there(run / "metadata.json")
+            config, machine = read_if_there(run / "config.json"), read_if_there(run / "metadata.json")
             for name, value in {**_of_config(config, data), **_of_machine(machine)}.items():
                 named = found.setdefault(name, {}).setdefault(value, [])
                 if cell_name(cell.cell) not in named:
@@ -55,9 +64,18 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _read_if_there(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file."""
-    return read_object(path) if path.exists() else {}
+def read_if_there(path: pathlib.Path) -> dict[str, Any]:
+    """The config or the metadata of a run; nothing where there is no file.
+
+    Raises:
+      InputError: the file cannot be read, or something in it is of another kind than a run writes.
+    """
+    found = read_object(path) if path.exists() else {}
+    for key, (kind, expected) in _KINDS.items():
+        value = found.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise unexpected(path, key, expected, value)
+    return found
 
 
 def _told(values: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -89,12 +107,12 @@ def chosen_by(select: str | None) -> str:
     """Which parameters of a run were tested."""
     if select is None:
         return UNKNOWN
-    return "the last" if select == "last" else f"the best by {readable(select)}"
+    return "the last" if select == "last" else f"the best by {readable(str(select))}"
 
 
 def _of_machine(machine: Mapping[str, Any]) -> dict[str, str]:
     """What a run's metadata say."""
-    devices = machine.get("devices") or []
+    devices = list(map(str, machine.get("devices") or []))
     packages = {"python": machine.get("python"), **(machine.get("packages") or {})}
     kinds = [f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices)]
     if machine.get("backend") == "cpu" and machine.get("processor"):
@@ -109,7 +127,7 @@ def _of_machine(machine: Mapping[str, Any]) -> dict[str, str]:
 def data_name(data: Mapping[str, Any]) -> str:
     """The name of a data set in a config, and the file or folder of a copy that has no name."""
     name = str(data.get("dataset") or data.get("name") or UNKNOWN)
-    source = next((pathlib.PurePath(data[key]).name for key in ("path", "root") if data.get(key)), "")
+    source = next((pathlib.PurePath(str(data[key])).name for key in ("path", "root") if data.get(key)), "")
     return f"{name} ({source})" if source and source != name else name
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from experiments.reporting.collect import CellResults
-from experiments.study import IMBALANCE, Curve
+from experiments.study import IMBALANCE, Curve, cell_name
 from imbal_jax.reports.figures import COLOURS, new_figure
 from imbal_jax.reports.summaries import mean_and_standard_error
 from imbal_jax.reports.tables import readable
@@ -26,22 +26,36 @@ def curve_points(curve: Curve, cells: Sequence[CellResults]) -> dict[str, dict[s
 
     Returns:
       By metric and line, x, mean and standard error (NaN for a single seed), [points, 3], ascending. Cells without the
-      metric in any seed are left out, and those whose place on the x axis is no number.
+      metric in any seed are left out, those of `left_out`, and those whose place on the x axis is no number.
+
+    Raises:
+      InputError: what a result has for a metric is no number; the file is named.
     """
     found: dict[str, dict[str, list[tuple[float, float, float]]]] = {metric: {} for metric in curve.metrics}
-    for cell in cells:
-        if not cell.results or (curve.where is not None and not curve.where(cell.cell)):
-            continue
+    for cell in _shown(curve, cells):
         x = _place(curve, cell)
         for metric in curve.metrics:
-            values = [result[metric] for result in cell.results.values() if result.get(metric) is not None]
-            if values and x is not None:
+            values = list(cell.numbers(metric).values())
+            if values and all(map(math.isfinite, values)) and x is not None:
                 mean, error = mean_and_standard_error(values)
                 point = (x, float(mean), math.nan if error is None else float(error))
                 found[metric].setdefault(cell.cell[curve.lines], []).append(point)
     return {
         metric: {line: np.array(sorted(points)) for line, points in lines.items()} for metric, lines in found.items()
     }
+
+
+def left_out(curve: Curve, cells: Sequence[CellResults]) -> list[str]:
+    """The names of the cells without a point because a seed has no number there, as one that has diverged.
+
+    Raises:
+      InputError: see `curve_points`.
+    """
+    return [
+        cell_name(cell.cell)
+        for cell in _shown(curve, cells)
+        if not all(math.isfinite(value) for metric in curve.metrics for value in cell.numbers(metric).values())
+    ]
 
 
 def curve_figure(curve: Curve, cells: Sequence[CellResults], labels: Mapping[str, str]) -> Figure | None:
@@ -75,11 +89,16 @@ def curve_figure(curve: Curve, cells: Sequence[CellResults], labels: Mapping[str
     return figure
 
 
+def _shown(curve: Curve, cells: Sequence[CellResults]) -> list[CellResults]:
+    """The cells with results that a figure is of."""
+    return [cell for cell in cells if cell.results and (curve.where is None or curve.where(cell.cell))]
+
+
 def _place(curve: Curve, cell: CellResults) -> float | None:
     """Where a cell stands on the x axis."""
     if curve.x == IMBALANCE:
-        counts = [result.get("class_counts") for result in cell.results.values()]
-        ratios = [max(each) / min(each) for each in counts if each and min(each) > 0]
+        counts = cell.arrays("class_counts", 1).values()
+        ratios = [each.max() / each.min() for each in counts if each.min() > 0]
         return float(np.mean(ratios)) if ratios else None
     return number(cell.cell[curve.x])
 

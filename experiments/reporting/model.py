@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.published_tables import PublishedValue, read_table
-from experiments.reporting.choice import Chosen, choose
+from experiments.reporting.choice import Chosen, choose, condition_files
 from experiments.reporting.collect import CellResults, Collected
 from experiments.reporting.conditions import Condition, conditions_of
 from experiments.reporting.statistics import Difference, Estimate, difference, ranks
 from experiments.study import Cell, Published, Table
+from imbal_jax.errors import InputError, not_found
 from imbal_jax.reports.summaries import mean_and_standard_error
 from imbal_jax.reports.tables import readable
 
@@ -24,7 +25,7 @@ class Entry(NamedTuple):
     key: str  # of the result
     column: int  # its place in `TableModel.columns`
     values: dict[int, float]  # by seed, in the table's unit; NaN where a seed has none
-    missing: tuple[int, ...]  # seeds asked for that have no result
+    missing: tuple[int, ...]  # seeds that it should have, see `Collected.seeds`, and that have no result
     estimate: Estimate | None
     published: PublishedValue | None
     difference: Difference | None
@@ -83,9 +84,11 @@ def build_table(collected: Collected, table: Table, data: str | None = None) -> 
       data: what the data are to be called, see `conditions_of`.
 
     Raises:
-      InputError: the table names a published one that does not exist.
+      InputError: the table names a published one that does not exist, or a metric that no result has; what a result
+        has for a metric is no number.
     """
     shown = [cell for cell in collected.cells if table.where is None or table.where(cell.cell)]
+    _check_metrics(table, shown)
     hidden = {table.rows} | (set() if table.best is None else {table.best.axis})
     others = [axis.name for axis in collected.study.axes if axis.name not in hidden]
     row_values = list(dict.fromkeys(cell.cell[table.rows] for cell in shown))
@@ -127,20 +130,44 @@ def published_value(published: Published, cell: Cell, metric: str) -> PublishedV
     return None if found is None or isinstance(found.value, str) else found
 
 
+def _check_metrics(table: Table, shown: Sequence[CellResults]) -> None:
+    """Refuses a metric that no result has: every entry of it would seem to be missing.
+
+    Some results may lack a metric that others have, such as those of conditional models without a validation set.
+    """
+    finished = [cell for cell in shown if cell.results]
+    for metric in table.metrics if finished else ():
+        keys = [_key(table, cell, metric) for cell in finished]
+        if not any(_has(table, cell, key) for cell, key in zip(finished, keys, strict=True)):
+            known = dict.fromkeys(key for cell in finished for result in cell.results.values() for key in result)
+            raise InputError(f"table {table.name}: metrics: in the results there is {not_found(keys[0], known)}")
+
+
+def _key(table: Table, cell: CellResults, metric: str) -> str:
+    """The key of a cell's results that holds a metric."""
+    return metric if table.key is None else table.key(cell.cell, metric)
+
+
+def _has(table: Table, cell: CellResults, key: str) -> bool:
+    """Whether some result of a cell has a key, or the table looks elsewhere for it."""
+    on_test = table.best is not None and table.best.split == "test"
+    return any(key in result for result in cell.results.values()) or (on_test and bool(condition_files(cell)))
+
+
 def _entry(collected: Collected, table: Table, cells: list[CellResults] | None, metric: str, column: int) -> Entry:
     """One entry, not yet ranked."""
     if cells is None:
         return Entry(None, metric, column, {}, (), None, None, None)
-    keys = [metric if table.key is None else table.key(cell.cell, metric) for cell in cells]
+    keys = [_key(table, cell, metric) for cell in cells]
     if table.best is None:
         (found,), (key,) = cells, keys
-        chosen = Chosen(found, {seed: result[key] for seed, result in found.results.items() if key in result}, "")
+        chosen = Chosen(found, found.numbers(key), "")
     else:
         less = metric.endswith(LESS_IS_BETTER)
-        chosen = choose(cells, table.best, collected.seeds, metric, keys, less=less)
+        chosen = choose(cells, table.best, collected.asked, metric, keys, less=less)
         found, key = chosen.found, keys[cells.index(chosen.found)]
     scale = 100.0 if table.percent else 1.0
-    values = {seed: math.nan if value is None else scale * float(value) for seed, value in chosen.values.items()}
+    values = {seed: scale * value for seed, value in chosen.values.items()}
     missing = tuple(seed for seed in collected.seeds if seed not in values)
     ours = _estimate(list(values.values()))
     printed = None if table.published is None else published_value(table.published, found.cell, metric)

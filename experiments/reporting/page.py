@@ -37,7 +37,7 @@ def html_page(name: str, tables: Sequence[TableModel], pictures: Sequence[Drawn]
       name: of the study.
       tables: to write.
       pictures: to show below them.
-      seeds: asked for.
+      seeds: that every cell should have.
     """
     states = [entry.state for table in tables for entry in table.entries() if entry.state != "none"]
     share = 100 * states.count("complete") / max(len(states), 1)

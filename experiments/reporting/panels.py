@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.reporting.choice import validation_mean
-from experiments.reporting.collect import CellResults, Collected, read_object
-from experiments.reporting.conditions import class_names
+from experiments.reporting.collect import CellResults, Collected
+from experiments.reporting.conditions import MOST_NAMED, class_names, read_if_there
 from experiments.study import Search
 from imbal_jax.errors import InputError
 
@@ -63,12 +63,20 @@ def _best_of(cells: Sequence[CellResults], search: Search, searched: Sequence[st
     return [min(group, key=order) for group in groups.values()]
 
 
-def mean_of(cell: CellResults, key: str) -> np.ndarray | None:
-    """The mean over seeds of numbers in results, None where a seed has none or the shapes differ."""
-    values = [result.get(key) for result in cell.results.values()]
-    if not values or any(value is None for value in values):
+def mean_of(cell: CellResults, key: str, dimensions: int = 1) -> np.ndarray | None:
+    """The mean over seeds of arrays in results, None where a seed has none or the shapes differ.
+
+    Args:
+      cell: of the study.
+      key: of its results.
+      dimensions: of the arrays, 1 or 2.
+
+    Raises:
+      InputError: a result has something else; the file is named.
+    """
+    arrays = list(cell.arrays(key, dimensions).values())
+    if not arrays or len(arrays) < len(cell.results):
         return None
-    arrays = [np.asarray(value, np.float64) for value in values]
     return np.mean(arrays, axis=0) if len({array.shape for array in arrays}) == 1 else None
 
 
@@ -87,7 +95,7 @@ def file_name(stem: str, setting: str, number: int = 0) -> str:
 def config_of(cell: CellResults) -> dict[str, Any]:
     """The config of the first run of a cell."""
     try:
-        return read_object(cell.runs[0] / "config.json")
+        return read_if_there(cell.runs[0] / "config.json")
     except InputError:  # a figure without it lacks no more than names
         return {}
 
@@ -97,3 +105,15 @@ def first_panels(panels: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if len(panels) <= MOST_PANELS:
         return panels, ""
     return dict(list(panels.items())[:MOST_PANELS]), f" The first {MOST_PANELS} of {len(panels)} are shown."
+
+
+def told_left_out(names: Sequence[str]) -> str:
+    """What a caption says of cells without a point, because a mean over their other seeds would be of something else.
+
+    Args:
+      names: of the cells, such as "alpha=1,method=focal".
+    """
+    if not names:
+        return ""
+    told = "; ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} cells"
+    return f" Left out because a seed has no number: {told}."

@@ -5,6 +5,7 @@ C.1 to C.3 and 5.4; norms of class gradients (5.1 to 5.3) and class curvature wh
 densities where they were measured of runs; and what the study asks for, see `experiments.study.Curve`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,8 +13,17 @@ import numpy as np
 from experiments.reporting.bars import distributions_figure, times_figure
 from experiments.reporting.class_pictures import draw_class_curves, draw_curvature, draw_gradient_norms
 from experiments.reporting.collect import CellResults, Collected
-from experiments.reporting.curves import curve_figure
-from experiments.reporting.panels import Picture, by_setting, config_of, file_name, first_panels, mean_of, names_of
+from experiments.reporting.curves import curve_figure, left_out
+from experiments.reporting.panels import (
+    Picture,
+    by_setting,
+    config_of,
+    file_name,
+    first_panels,
+    mean_of,
+    names_of,
+    told_left_out,
+)
 from experiments.study import CLASSES
 from imbal_jax.analysis.spectrum_tables import chosen_groups, panel, read_spectrum
 from imbal_jax.reports.figures import confusions_figure
@@ -48,7 +58,8 @@ def draw_curves(collected: Collected) -> Iterator[Picture]:
     for curve in collected.study.curves:
         figure = None if curve.lines == CLASSES else curve_figure(curve, collected.cells, labels)
         if figure is not None:
-            yield Picture(curve.name, f"{curve.title}: mean and standard error over seeds.", figure)
+            told = told_left_out(left_out(curve, collected.cells))
+            yield Picture(curve.name, f"{curve.title}: mean and standard error over seeds.{told}", figure)
 
 
 def draw_distributions(collected: Collected) -> Iterator[Picture]:
@@ -63,7 +74,7 @@ def draw_distributions(collected: Collected) -> Iterator[Picture]:
         if (counts := mean_of(cell, "class_counts")) is not None:
             training[setting or "training set"] = (counts, names_of(cells, len(counts)))
         for split in test_sets(cell):
-            confusion = mean_of(cell, split + CONFUSION)
+            confusion = mean_of(cell, split + CONFUSION, 2)
             told = [known for title, (known, _) in tests.items() if title.startswith(f"{split} set")]
             # Means over seeds add up to whole numbers only but for rounding.
             if confusion is not None and not any(_same(known, confusion.sum(axis=1)) for known in told):
@@ -88,7 +99,7 @@ def draw_confusions(collected: Collected) -> Iterator[Picture]:
     """Confusion matrices, a figure for every test set and setting and a panel for every method."""
     for setting, cells in by_setting(collected).items():
         for split in dict.fromkeys(split for cell in cells.values() for split in test_sets(cell)):
-            found = {method: mean_of(cell, split + CONFUSION) for method, cell in cells.items()}
+            found = {method: mean_of(cell, split + CONFUSION, 2) for method, cell in cells.items()}
             panels = {method: matrix for method, matrix in found.items() if matrix is not None}
             for number, same in enumerate(_same_shape(panels)):
                 shown, told = first_panels(same)
@@ -107,17 +118,20 @@ def test_sets(cell: CellResults) -> list[str]:
 def draw_times(collected: Collected) -> Iterator[Picture]:
     """The time that an epoch of training takes."""
     panels: dict[str, dict[str, tuple[list[float], bool]]] = {}
+    unknown = []
     for setting, cells in by_setting(collected).items():
         for method, cell in cells.items():
-            seconds = [result.get("seconds_per_epoch") for result in cell.results.values()]
-            known = [value for value in seconds if value is not None]
-            if known:
-                direction = config_of(cell).get("direction", {}).get("name")
-                panels.setdefault(setting or "all", {})[method] = (known, direction in SECOND_ORDER)
+            seconds = list(cell.numbers("seconds_per_epoch").values())
+            if not all(map(math.isfinite, seconds)):
+                unknown.append(", ".join(filter(None, (setting, method))))
+            elif seconds:
+                direction = (config_of(cell).get("direction") or {}).get("name")
+                panels.setdefault(setting or "all", {})[method] = (seconds, direction in SECOND_ORDER)
     if panels:
         shown, told = first_panels(panels)
         caption = "Seconds an epoch of training takes: mean and standard error over seeds; first-order methods in grey,"
-        yield Picture("training_times", f"{caption} second-order ones in blue.{told}", times_figure(shown))
+        caption += f" second-order ones in blue.{told}{told_left_out(unknown)}"
+        yield Picture("training_times", caption, times_figure(shown))
 
 
 def draw_spectra(collected: Collected) -> Iterator[Picture]:

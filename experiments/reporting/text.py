@@ -12,8 +12,9 @@ MISSING, NO_CELL, NOT_A_NUMBER = "missing", "-", "NaN"
 NOTED, ALONE = "†", "°"
 MARKS = (
     "± is the standard error of the mean over seeds. The best three of a column are marked first, second and third,"
-    " ours and the paper's each among themselves. A cell without any result is marked missing, one with fewer seeds"
-    " than asked for tells how many it has, and NaN is the mean of seeds of which one has no number."
+    " ours and the paper's each among themselves. A cell without any result is marked missing, one without all"
+    " seeds that are asked for or that another cell has tells how many of them it has, and NaN is the mean of seeds of"
+    " which one has no number."
 )
 
 
@@ -21,7 +22,7 @@ class Shown(NamedTuple):
     """The texts of an entry."""
 
     ours: str
-    seeds: str  # "2 of 3 seeds", empty where all are there or none; in a table of the best, which candidate it is
+    seeds: str  # "2 of 3 seeds", empty where all are there or none; in a table of the best, first which candidate it is
     paper: str
     difference: str
     interval: str
@@ -38,7 +39,8 @@ def shown(entry: Entry, percent: bool) -> Shown:
     ours = {"none": NO_CELL, "missing": MISSING}.get(entry.state) or _mean(entry, digits)
     seeds = entry.chosen
     if entry.missing and entry.state == "partial":
-        seeds = f"{len(entry.values)} of {len(entry.values) + len(entry.missing)} seeds"
+        counted = f"{len(entry.values)} of {len(entry.values) + len(entry.missing)} seeds"
+        seeds = ", ".join(filter(None, (seeds, counted)))
     paper = ""
     if entry.published is not None:
         paper = with_error(float(entry.published.value), entry.published.error, digits)

@@ -117,8 +117,9 @@ def test_edges_of_the_difference(ours, interval):
 
 def test_what_is_missing_is_told(table):
     states = [[each.state for each in entries] for _, entries in table.rows]
-    assert states == [["complete", "complete"], ["partial", "missing"], ["missing", "complete"]]
-    assert entry(table, "b", 0).missing == (1,)
+    # Seed 5, which one cell has and the study does not ask for, is missing in all the others.
+    assert states == [["partial", "partial"], ["partial", "missing"], ["missing", "complete"]]
+    assert [entry(table, row, 0).missing for row in "ab"] == [(5,), (1, 5)]
     assert entry(table, "b", 1).estimate is None
     nan = entry(table, "a", 1)  # seed 1 has no number, which must not vanish from the mean
     assert math.isnan(nan.estimate.mean)
@@ -167,7 +168,7 @@ def test_csv_has_all_digits_and_the_number_of_seeds(folder, table):
     assert float(by_cell["alpha=0.1,method=a"]["mean"]) == entry(table, "a", 0).estimate.mean
     assert float(by_cell["alpha=0.1,method=a"]["confidence_low"]) == entry(table, "a", 0).difference.low
     partial, missing = by_cell["alpha=0.1,method=b"], by_cell["alpha=1,method=b"]
-    assert (partial["state"], partial["seeds"], partial["seeds_missing"]) == ("partial", "2", "1")
+    assert (partial["state"], partial["seeds"], partial["seeds_missing"]) == ("partial", "2", "1 5")
     assert (missing["state"], missing["seeds"], missing["mean"]) == ("missing", "0", "")
     assert missing["published"] == "66.45"
     seeds = list(csv.DictReader(io.StringIO(seed_lines(collect(make_study(), folder)))))
