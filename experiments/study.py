@@ -9,7 +9,6 @@ import importlib
 import inspect
 import itertools
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from imbal_jax.errors import InputError, not_found
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 ROOT = pathlib.Path(__file__).parent.parent  # where the paths of config files start
-_SAFE = re.compile(r"[A-Za-z0-9_.+-]+")  # what an axis and its values may be made of: they name folders
 
 IMBALANCE, CLASSES = "imbalance", "classes"  # what a curve may have in place of an axis
 ENDS = ("ratio", "lambda_max", "lambda_min")  # of the spectrum of each class's Hessian, and |lambda_min / lambda_max|
@@ -132,14 +130,23 @@ def load_study(name: str, workdir: pathlib.Path = pathlib.Path("runs")) -> Study
     Raises:
       InputError: there is none of this name, the nearest are given; the file fails; what it describes is no study.
     """
-    if not name.endswith(".py"):
-        if name not in study_names():
-            raise InputError(f"STUDY: {not_found(name, study_names())}, or a path to a .py file")
-        study = _call_get_study(importlib.import_module(f"experiments.studies.{name}"), name, workdir)
-    else:
-        study = _read_study(pathlib.Path(name).expanduser(), workdir)
+    if name.endswith(".py"):
+        return _read_study(pathlib.Path(name).expanduser(), workdir)
+    if name not in study_names():
+        raise InputError(f"STUDY: {_no_study(name)}")
+    study = _call_get_study(importlib.import_module(f"experiments.studies.{name}"), name, workdir)
     check_study(study)
     return study
+
+
+def _no_study(name: str) -> str:
+    """What is told of a name that no study has: the file that may be meant, or the nearest names."""
+    file = pathlib.Path(f"{name}.py")
+    if file.expanduser().is_file():
+        return f"no such file: {name!r}; did you mean {str(file)!r}?"
+    if len(file.parts) > 1:
+        return f"no such file: {name!r}; expected the path of a .py file, or one of {', '.join(study_names())}"
+    return f"{not_found(name, study_names())}, or a path to a .py file"
 
 
 def _read_study(path: pathlib.Path, workdir: pathlib.Path) -> Study:
@@ -147,9 +154,12 @@ def _read_study(path: pathlib.Path, workdir: pathlib.Path) -> Study:
     if not path.is_file():
         raise InputError(f"STUDY: no such file: {str(path)!r}")
     study = _call_get_study(run_python_file(path, "STUDY"), str(path), workdir)
+    check_study(study)
     file, colon, argument = study.config.partition(":")
-    beside = path.parent.absolute() / file
-    return study._replace(config=f"{beside}{colon}{argument}") if beside.is_file() else study
+    if not (path.parent / file).is_file():
+        return study
+    folder = str(path.parent.absolute()).replace("{", "{{").replace("}", "}}")  # braces there are no axis
+    return study._replace(config=f"{pathlib.Path(folder) / file}{colon}{argument}")
 
 
 def _call_get_study(module: Any, name: str, workdir: pathlib.Path) -> Study:
@@ -161,7 +171,7 @@ def _call_get_study(module: Any, name: str, workdir: pathlib.Path) -> Study:
         study = get_study(workdir) if inspect.signature(get_study).parameters else get_study()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
         raise InputError(f"STUDY: get_study of {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(study, Study):
         raise InputError(f"STUDY: expected a Study from get_study of {name}, got {type(study).__name__}")
@@ -169,40 +179,14 @@ def _call_get_study(module: Any, name: str, workdir: pathlib.Path) -> Study:
 
 
 def check_study(study: Study) -> None:
-    """Refuses what cannot name folders or fill tables.
+    """Refuses a study that cannot be trained or reported as it says.
 
     Raises:
-      InputError: the study or a value of an axis has a name that names no folder, an axis is empty or named twice; a
-        table has rows of no axis, or a curve or a search looks along none.
+      InputError: see `experiments.study_checks.check_study`.
     """
-    names = [axis.name for axis in study.axes]
-    if not _SAFE.fullmatch(study.name) or study.name.strip(".") == "":
-        raise InputError(f"study: expected letters, digits and ._+- in its name, got {study.name!r}")
-    if len(set(names)) < len(names):
-        raise InputError(f"axes: expected different names, got {names}")
-    for axis in study.axes:
-        if not axis.values or len(set(axis.values)) < len(axis.values):
-            raise InputError(f"axis {axis.name}: expected different values, got {axis.values}")
-        if bad := [text for text in (axis.name, *axis.values) if not _SAFE.fullmatch(text)]:
-            raise InputError(f"axis {axis.name}: expected letters, digits and ._+- in names and values, got {bad}")
-    for table in study.tables:
-        if table.rows not in names:
-            raise InputError(f"table {table.name}: rows: {not_found(table.rows, names)}")
-        others = [name for name in names if name != table.rows]
-        if table.best is not None and table.best.axis not in others:
-            raise InputError(f"table {table.name}: best: {not_found(table.best.axis, others)}")
-    for curve in study.curves:
-        of_classes = curve.lines == CLASSES
-        for place, known in ((curve.x, names if of_classes else [*names, IMBALANCE]), (curve.lines, [*names, CLASSES])):
-            if place not in known:
-                raise InputError(f"curve {curve.name}: {not_found(place, known)}")
-        if wrong := [metric for metric in curve.metrics if of_classes and metric not in ENDS]:
-            raise InputError(f"curve {curve.name}: metrics: {not_found(wrong[0], ENDS)}")
-    for name in () if study.search is None else study.search.axes:
-        if name not in names:
-            raise InputError(f"search: axes: {not_found(name, names)}")
-    if not any(True for _ in study.cells()):
-        raise InputError(f"study {study.name}: expected at least one cell, got none")
+    from experiments import study_checks  # takes the types from here
+
+    study_checks.check_study(study)
 
 
 def cell_name(cell: Cell) -> str:
