@@ -56,7 +56,8 @@ def test_five_steps_equal_numpy(micro_batches, increase):
         options = {"std": std, "increase": increase, "micro_batches": micro_batches}
         path, proposals = problem.path_of(low_pass(problem.structure(Horizon(5, 2)), **options))
         expected = problem.path_by_hand(direction_of)
-        problem.assert_same_path(path, expected, rtol=1e-6 if increase else 1e-9)  # the cosine is taken in float32
+        # Noise and cosine are taken in float32, whose last digit depends on how a program is compiled.
+        problem.assert_same_path(path, expected, rtol=1e-6)
         assert problem.far_apart(path, problem.path_of(gradient())[0])
         # Losses and prediction are those at the parameters given, of the whole batch.
         inputs, labels = problem.inputs_of(1)
