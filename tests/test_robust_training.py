@@ -33,6 +33,7 @@ def plain():
     return train("baseline", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [

@@ -113,6 +113,7 @@ def cross_entropy(tmp_path_factory):
     return trained_on_noise(tmp_path_factory.mktemp("cross_entropy"), "name=cross_entropy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROBUST)
 def test_robust_losses_learn_the_clean_labels(name, cross_entropy, tmp_path):
     result, records = trained_on_noise(tmp_path, *ROBUST[name])
