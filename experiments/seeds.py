@@ -4,9 +4,11 @@ A cell's folder holds its runs, RUN is "seeds_0" or, of seeds trained together, 
 finished when some run of the cell has its result.json.
 """
 
+import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from imbal_jax.errors import InputError
 
@@ -89,3 +91,18 @@ def finished_seeds(folder: pathlib.Path) -> dict[int, pathlib.Path]:
             if result_file(run, seed).exists():
                 found.setdefault(seed, run)
     return dict(sorted(found.items()))
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      InputError: there is none; the file is named.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--workdir: cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"--workdir: expected an object in {path}, got a {type(value).__name__}")
+    return value

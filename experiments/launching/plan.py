@@ -1,6 +1,5 @@
 """From a study to jobs: what its folders hold already and what is still to be trained."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.launching.jobs import INTERRUPTED, PENDING, Job, Paths, run_folder
-from experiments.seeds import cell_runs, finished_seeds, result_file
+from experiments.seeds import cell_runs, finished_seeds, read_object, result_file
 from experiments.study import Cell, Study, cell_config, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import plain
@@ -93,13 +92,10 @@ def _check_results(run: pathlib.Path, seeds: Sequence[int]) -> None:
     """Refuses a damaged result, which would count as a finished seed."""
     for file in (result_file(run, seed) for seed in seeds):
         try:
-            result = json.loads(file.read_text())
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            result = None
-        if not isinstance(result, dict):
-            raise InputError(f"--workdir: {file} is damaged; without it the seed is tested again")
+            if file.exists():
+                read_object(file)
+        except InputError as error:
+            raise InputError(f"--workdir: {file} is damaged; without it the seed is tested again") from error
 
 
 def with_seeds(config: dict[str, Any], seeds: Sequence[int], together: str) -> dict[str, Any]:

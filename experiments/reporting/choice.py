@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from experiments.reporting.collect import CellResults, as_number, read_object
+from experiments.reporting.collect import CellResults, as_number
+from experiments.seeds import read_object
 from experiments.study import Choice
 from experiments.validation_scores import VALIDATION, validation_score
 from imbal_jax.reports.summaries import mean_and_standard_error

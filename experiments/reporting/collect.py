@@ -4,7 +4,6 @@ A study's folder holds runs/CELL/RUN/, ordinary run folders; see `experiments.se
 """
 
 import functools
-import json
 import math
 import pathlib
 import reprlib
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.seeds import finished_seeds, result_file
+from experiments.seeds import finished_seeds, read_object, result_file
 from experiments.study import Cell, Study, cell_name
 from imbal_jax.errors import InputError
 from imbal_jax.reports.records import Record, read
@@ -165,18 +164,3 @@ def _as_array(value: Any, dimensions: int, path: pathlib.Path, key: str) -> np.n
 def unexpected(path: pathlib.Path, key: str, expected: str, value: Any) -> InputError:
     """The error of a file that holds something else than it should."""
     return InputError(f"--workdir: {path}: {key}: expected {expected}, got {reprlib.repr(value)}")
-
-
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      InputError: there is none; the file is named.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--workdir: cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"--workdir: expected an object in {path}, got a {type(value).__name__}")
-    return value

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.reporting.collect import CellResults, read_object, unexpected
+from experiments.reporting.collect import CellResults, unexpected
+from experiments.seeds import read_object
 from experiments.study import cell_name
 from imbal_jax.data.known import known_dataset
 from imbal_jax.reports.tables import readable
