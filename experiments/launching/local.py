@@ -14,7 +14,7 @@ from imbal_jax.main import EXIT_NON_FINITE
 from imbal_jax.training.interruption import StopRequest
 
 _WORKER = "experiments.launching.worker"
-_POLL_SECONDS, _LOCK_POLL_SECONDS = 0.1, 0.5
+_POLL_SECONDS, _LOOK_SECONDS = 0.1, 0.5  # at processes; at the files of others
 
 
 class _Running(NamedTuple):
@@ -63,14 +63,15 @@ def run_jobs(
             running.remove(each)
             free.append(each.slot)
             _reap(pool, each)
-        for each in running:
-            _settle_lost(pool, each)
+        look = time.monotonic() - last_look > _LOOK_SECONDS
+        if look:
+            last_look = time.monotonic()
+            for each in running:
+                _settle_lost(pool, each)
         if stop.requested and not told_to_stop:
             told_to_stop = True
             _forward(running, tell)
-        now = time.monotonic()
-        if not stop.requested and free and pool.queue and (ended or now - last_look > _LOCK_POLL_SECONDS):
-            last_look = now
+        if not stop.requested and free and pool.queue and (ended or look):
             running += [_start(pool, ready, free.pop(0)) for ready in take_ready(pool, len(free))]
         time.sleep(_POLL_SECONDS)
     return pool.results + [Result(job, STOPPED) for job in pool.queue]
